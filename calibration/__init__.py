@@ -1,0 +1,1 @@
+"""Profiles the engine on this host, and validates predictions against real runs."""

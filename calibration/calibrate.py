@@ -1,0 +1,289 @@
+"""Make a profile: measure the grid in rounds until the budget is spent, judge it, write it.
+
+Every round visits every point once, so that a slow spell of the host touches all points alike and
+the medians over rounds shed it.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calibration.grid import Point, held_out, points
+from calibration.host import Host
+from calibration.models import model_digest, open_model
+from calibration.operations import cells_of, measure
+from calibration.partial import Partial
+from calibration.router import observe_router
+from calibration.timing import UNSTABLE_SPREAD, median_and_spread
+from engine.serve.engine import Engine, EngineConfig
+from engine.serve.memory import default_blocks
+from engine.serve.sampling import Sampling
+from moesim import __version__
+from moesim.cost.iteration import CostModel
+from moesim.cost.profile import (
+    COORDINATES,
+    FORMAT,
+    FORMAT_VERSION,
+    Cell,
+    Kv,
+    Profile,
+    Provenance,
+    Router,
+    Verdict,
+    save_profile,
+)
+from moesim.errors import CalibrationError
+from moesim.serving.scheduling import Batch, Chunk, Limits, Sequence
+
+FEWEST_ROUNDS = 5
+TOLERATED_DRIFT = 0.3
+BLOCK_SIZE = 16
+
+Progress = Callable[[float, str], None]
+"""Told the fraction of the budget spent, and what is being done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to profile, and how long."""
+
+    model: str
+    budget_s: float = 60.0
+    max_num_seqs: int = 64
+    max_batched_tokens: int = 512
+    num_blocks: int | None = None
+    device: torch.device
+
+
+def silent(fraction: float, doing: str) -> None:
+    """Report nothing."""
+
+
+def calibrate(settings: Settings, out: Path, host: Host, progress: Progress = silent) -> Profile:
+    """Profile a model on this host and write the profile to `out`.
+
+    Interrupted, it leaves its samples in `<out>.partial` and goes on from them when run again with
+    the same settings on the same host. Raises CalibrationError where the budget is too small.
+    """
+    progress(0.0, "loading the model")
+    engine = engine_for(settings)
+    spec = engine.runner.decoder.spec
+    digest = model_digest(settings.model, spec)
+    partial = Partial.open(out, _setting(settings, engine, host, digest))
+    rng = np.random.default_rng(0)
+    grid = points(spec, engine.config.limits, _kv_tokens(engine), BLOCK_SIZE)
+    mixed = held_out(engine.config.limits, _kv_tokens(engine))
+    started = time.perf_counter() - partial.spent_s
+    _warm_up(engine, grid, rng)
+    progress(0.05, "watching the router")
+    router = observe_router(
+        engine, sequences=min(24, engine.config.limits.max_num_seqs), prompt=24, output=24, seed=0
+    )
+    _measure_rounds(engine, [*grid, *mixed], partial, settings.budget_s, started, rng, progress)
+    progress(1.0, "judging")
+    profile = _profile(
+        settings, engine, router, grid, mixed, partial, host, digest, time.perf_counter() - started
+    )
+    save_profile(profile, out)
+    partial.remove()
+    return profile
+
+
+def engine_for(settings: Settings) -> Engine:
+    """Open the model in an engine with its real KV cache, filled with noise."""
+    decoder = open_model(settings.model, settings.device)
+    limits = Limits(
+        max_num_seqs=settings.max_num_seqs,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_model_len=decoder.spec.max_position_embeddings,
+    )
+    engine = Engine(
+        decoder,
+        EngineConfig(
+            limits=limits,
+            num_blocks=settings.num_blocks or default_blocks(decoder, limits, BLOCK_SIZE),
+            block_size=BLOCK_SIZE,
+            sampling=Sampling(temperature=1.0),
+        ),
+    )
+    # Arithmetic on zeros draws less power and can run faster than on real values.
+    engine.runner.cache.keys.normal_()
+    engine.runner.cache.values.normal_()
+    return engine
+
+
+def _kv_tokens(engine: Engine) -> int:
+    return engine.config.num_blocks * engine.config.block_size
+
+
+def _setting(settings: Settings, engine: Engine, host: Host, digest: str) -> dict[str, object]:
+    return {
+        "model": digest,
+        "host": host.hash,
+        "device": settings.device.type,
+        "torch": torch.__version__,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_batched_tokens": settings.max_batched_tokens,
+        "num_blocks": engine.config.num_blocks,
+    }
+
+
+def _warm_up(engine: Engine, grid: list[Point], rng: np.random.Generator) -> None:
+    for point in (grid[0], grid[len(grid) // 2], grid[-1]) * 2:
+        measure(engine, point, rng)
+
+
+def _measure_rounds(
+    engine: Engine,
+    todo: list[Point],
+    partial: Partial,
+    budget_s: float,
+    started: float,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> None:
+    """Visit all points in an order drawn anew each round, until the budget would be overrun."""
+    first = time.perf_counter()
+    done = 0
+    while True:
+        for index in rng.permutation(len(todo)):
+            point = todo[index]
+            partial.add(point.key, measure(engine, point, rng))
+            spent = time.perf_counter() - started
+            progress(min(0.99, spent / budget_s), f"measuring, round {partial.rounds + 1}")
+        done += 1
+        partial.spent_s = time.perf_counter() - started
+        partial.save()
+        round_s = (time.perf_counter() - first) / done
+        if partial.rounds >= FEWEST_ROUNDS and partial.spent_s + round_s > budget_s:
+            return
+
+
+def _profile(
+    settings: Settings,
+    engine: Engine,
+    router: Router,
+    grid: list[Point],
+    mixed: list[Point],
+    partial: Partial,
+    host: Host,
+    digest: str,
+    duration_s: float,
+) -> Profile:
+    spec = engine.runner.decoder.spec
+    operations = _cells(grid, partial)
+    draft = Profile(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        model=spec.to_config(),
+        max_batched_tokens=settings.max_batched_tokens,
+        kv=Kv(block_size=BLOCK_SIZE, num_blocks=engine.config.num_blocks),
+        router=router,
+        operations=operations,
+        provenance=Provenance(
+            device=host.gpus[0].name if settings.device.type == "cuda" and host.gpus else host.cpu,
+            device_kind="cuda" if settings.device.type == "cuda" else "cpu",
+            host_hash=host.hash,
+            software={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "driver": host.driver or "none",
+                "moesim": __version__,
+            },
+            threads=torch.get_num_threads(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            model_source=Path(settings.model).name,
+            model_digest=digest,
+            duration_s=round(duration_s, 1),
+        ),
+        verdict=Verdict(
+            stable=False,
+            unstable_cells=0,
+            cells=0,
+            iteration_error_p50=None,
+            iteration_error_p90=None,
+            drift=0.0,
+        ),
+    )
+    return draft.model_copy(update={"verdict": _judge(draft, mixed, partial, host)})
+
+
+def _cells(grid: list[Point], partial: Partial) -> dict[str, list[Cell]]:
+    """Pool the samples that fall on the same cell and take their medians."""
+    pooled: dict[str, dict[tuple[float, ...], list[float]]] = {name: {} for name in COORDINATES}
+    for point in grid:
+        samples = partial.samples[point.key]
+        for name, at in cells_of(point).items():
+            if name in samples:
+                pooled[name].setdefault(at, []).extend(samples[name])
+    cells: dict[str, list[Cell]] = {}
+    for name, by_place in pooled.items():
+        cells[name] = []
+        for at, samples_s in sorted(by_place.items()):
+            median_s, spread = median_and_spread(samples_s)
+            cells[name].append(
+                Cell(at=at, median_s=median_s, spread=round(spread, 4), repeats=len(samples_s))
+            )
+    return cells
+
+
+def _judge(profile: Profile, mixed: list[Point], partial: Partial, host: Host) -> Verdict:
+    """Say how far the measurement can be trusted."""
+    rows = [
+        partial.samples[point.key]["iteration"] for point in mixed if point.key in partial.samples
+    ]
+    errors = [
+        abs(predicted_s(profile, point) / median_and_spread(row)[0] - 1)
+        for point, row in zip(mixed, rows, strict=True)
+    ]
+    spreads = [median_and_spread(s["iteration"])[1] for s in partial.samples.values()]
+    unstable = sum(spread > UNSTABLE_SPREAD for spread in spreads)
+    drift = _drift(partial)
+    stable = unstable <= 0.1 * len(spreads) and drift <= TOLERATED_DRIFT
+    warnings = list(host.notes)
+    if not stable:
+        warnings.append("the host was not quiet: profile again, or with a larger budget")
+    return Verdict(
+        stable=stable,
+        unstable_cells=unstable,
+        cells=len(spreads),
+        iteration_error_p50=float(np.median(errors)) if errors else None,
+        iteration_error_p90=float(np.percentile(errors, 90)) if errors else None,
+        drift=round(drift, 4),
+        warnings=warnings,
+    )
+
+
+def predicted_s(profile: Profile, point: Point) -> float:
+    """Return what the profile predicts for a whole iteration [s]."""
+    chunks = [
+        Chunk(
+            Sequence(0, part.context + part.new_tokens, 1, computed=part.context),
+            part.new_tokens,
+            part.context,
+        )
+        for part in point.parts
+    ]
+    model = CostModel(profile, max_batched_tokens=point.tokens, max_num_seqs=len(chunks))
+    return model.iteration_s(Batch(chunks))
+
+
+def _drift(partial: Partial) -> float:
+    """Compare the thirds of the measurement: slowest over fastest median round, minus 1."""
+    series = [samples["iteration"] for samples in partial.samples.values()]
+    rounds = min(len(row) for row in series)
+    totals = np.sum([row[:rounds] for row in series], axis=0)
+    medians = [float(np.median(third)) for third in np.array_split(totals, 3) if third.size]
+    return max(medians) / min(medians) - 1
+
+
+def check_budget(budget_s: float) -> None:
+    """Raise CalibrationError where a budget cannot be met at all."""
+    if not budget_s > 0:
+        raise CalibrationError(f"--budget-s: {budget_s:g} must be above zero")

@@ -1,0 +1,100 @@
+"""Which iterations to measure: a grid of batches that covers what a replica can meet.
+
+A decode batch of B sequences and a prefill chunk of n tokens give all operations at once. Context
+and distinct experts act on different operations, so one sweep moves both.
+"""
+
+from dataclasses import dataclass
+
+from moesim.facts.models import ModelSpec
+from moesim.serving.scheduling import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence of a measured batch: `new_tokens` after `context` cached ones."""
+
+    new_tokens: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One batch to measure; `distinct` experts hit in every layer, None for natural routing."""
+
+    parts: tuple[Part, ...]
+    distinct: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the batch."""
+        return sum(part.new_tokens for part in self.parts)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the cache once the batch has run."""
+        return sum(part.new_tokens + part.context for part in self.parts)
+
+    @property
+    def key(self) -> str:
+        """A name for the point in a partial file."""
+        parts = ",".join(f"{part.new_tokens}@{part.context}" for part in self.parts)
+        return f"{parts}/{self.distinct}"
+
+
+def points(spec: ModelSpec, limits: Limits, kv_tokens: int, block_size: int) -> list[Point]:
+    """Return the measuring grid for a model under a replica's limits."""
+    grid = []
+    for sequences in _doubling(1, limits.max_num_seqs):
+        room = kv_tokens // sequences - block_size
+        longest = min(limits.max_model_len - 1, room)
+        for context, distinct in _sweep(spec, sequences, longest, lowest=1):
+            grid.append(Point((Part(1, context),) * sequences, distinct))
+    for new_tokens in _doubling(4, limits.max_batched_tokens):
+        longest = min(limits.max_model_len, kv_tokens - block_size) - new_tokens
+        if longest >= 0:
+            for context, distinct in _sweep(spec, new_tokens, longest, lowest=0):
+                grid.append(Point((Part(new_tokens, context),), distinct))
+    return grid
+
+
+def held_out(limits: Limits, kv_tokens: int) -> list[Point]:
+    """Return mixed batches, naturally routed, that no table has seen."""
+    candidates = []
+    for decodes, context, chunks in (
+        (3, 90, (40,)),
+        (6, 150, ()),
+        (12, 60, (24, 50)),
+        (5, 210, (130,)),
+        (20, 100, ()),
+        (9, 40, (90,)),
+        (1, 130, (70,)),
+        (2, 300, (20, 12)),
+    ):
+        parts = [Part(1, context + 7 * i) for i in range(decodes)] + [Part(n, 0) for n in chunks]
+        candidates.append(Point(tuple(parts)))
+    return [
+        point
+        for point in candidates
+        if point.tokens <= limits.max_batched_tokens
+        and len(point.parts) <= limits.max_num_seqs
+        and point.cached_tokens + 16 * len(point.parts) <= kv_tokens
+        and max(part.context + part.new_tokens for part in point.parts) < limits.max_model_len
+    ]
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    values = []
+    while first < last:
+        values.append(first)
+        first *= 2
+    return [*values, last]
+
+
+def _sweep(spec: ModelSpec, tokens: int, longest: int, lowest: int) -> list[tuple[int, int]]:
+    """Pair three contexts with three numbers of distinct experts."""
+    fewest = spec.num_experts_per_tok
+    most = min(spec.num_local_experts, tokens * fewest)
+    contexts = (max(lowest, min(16, longest)) if lowest else 0, longest // 3, longest)
+    distincts = (fewest, (fewest + most + 1) // 2, most)
+    return sorted(set(zip(contexts, distincts, strict=True)))

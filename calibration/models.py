@@ -1,0 +1,38 @@
+"""The model that is calibrated: a checkpoint folder, or random weights of a shipped shape."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from engine.model.checkpoint import load_decoder, random_decoder
+from engine.model.decoder import Decoder
+from moesim.facts.catalog import load_model
+from moesim.facts.models import ModelSpec
+
+
+def device_of(name: str | None = None) -> torch.device:
+    """Return the device to use: CUDA if there is one, else the CPU, unless told."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def open_model(name: str, device: torch.device) -> Decoder:
+    """Load the checkpoint folder `name`, or make random weights (seed 0) of a shipped shape."""
+    if Path(name).is_dir():
+        return load_decoder(Path(name), device)
+    return random_decoder(load_model(name), seed=0, device=device)
+
+
+def model_digest(name: str, spec: ModelSpec) -> str:
+    """Hash a model's configuration and, for a checkpoint, its files' names, sizes and headers."""
+    parts = [json.dumps(asdict(spec), sort_keys=True)]
+    if Path(name).is_dir():
+        for file in sorted(Path(name).glob("*.safetensors")):
+            with file.open("rb") as stream:
+                head = hashlib.sha256(stream.read(1 << 20)).hexdigest()
+            parts.append(f"{file.name} {file.stat().st_size} {head}")
+    else:
+        parts.append("random weights, seed 0")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,77 @@
+"""Measure one iteration: put sequences in place, run the engine once, read the laps."""
+
+from contextlib import nullcontext
+
+import numpy as np
+
+from calibration.grid import Point
+from calibration.timing import stopwatch_for
+from engine.model.routing import forced_routing
+from engine.serve.engine import Engine
+from moesim.cost.profile import COORDINATES, PER_LAYER
+from moesim.serving.records import Record
+from moesim.serving.scheduling import Sequence
+
+
+def place(engine: Engine, point: Point, rng: np.random.Generator) -> None:
+    """Put a batch's sequences into a running engine as if their contexts had been computed.
+
+    Their cached keys and values are whatever the cache holds; durations do not depend on them.
+    """
+    vocabulary = engine.runner.decoder.spec.vocab_size
+    for number, part in enumerate(point.parts):
+        prompt = part.context + part.new_tokens
+        sequence = Sequence(number, prompt, output_tokens=1, computed=part.context)
+        engine.ledger.open(
+            Record(
+                request_id=number,
+                tenant="calibration",
+                model="",
+                replica="",
+                arrival_s=0.0,
+                prompt_tokens=prompt,
+                output_tokens=1,
+            )
+        )
+        engine.runner.add(number, rng.integers(vocabulary, size=prompt).tolist())
+        engine.scheduler.running.append(sequence)
+
+
+def measure(engine: Engine, point: Point, rng: np.random.Generator) -> dict[str, float]:
+    """Run one batch through the engine's own step; return its operations' durations [s].
+
+    Operations inside layers are given for one layer, `iteration` is the whole.
+    """
+    place(engine, point, rng)
+    decoder = engine.runner.decoder
+    forced = nullcontext() if point.distinct is None else forced_routing(decoder, point.distinct)
+    stopwatch = stopwatch_for(decoder.device)
+    with forced:
+        stopwatch.start()
+        engine.step(stopwatch.lap)
+        sums = stopwatch.stop()
+    engine.ledger.records.clear()
+    engine.outputs.clear()
+    layers = decoder.spec.num_hidden_layers
+    durations = {
+        name: seconds / (layers if name in PER_LAYER else 1) for name, seconds in sums.items()
+    }
+    return {**durations, "iteration": sum(sums.values())}
+
+
+def cells_of(point: Point) -> dict[str, tuple[float, ...]]:
+    """Return the coordinates at which a measured batch is a cell of each operation's table."""
+    decodes = [part for part in point.parts if part.new_tokens == 1]
+    chunks = [part for part in point.parts if part.new_tokens > 1]
+    at: dict[str, tuple[float, ...]] = {
+        name: (float(point.tokens),) for name in ("embedding", "projections", "router")
+    }
+    if point.distinct is not None:
+        at["experts"] = (float(point.tokens), float(point.distinct))
+    at |= {name: (float(len(point.parts)),) for name in ("head", "sampling", "host")}
+    if decodes:
+        context = sum(part.context + 1 for part in decodes)
+        at["attention_decode"] = (float(len(decodes)), float(context))
+    if len(chunks) == 1:
+        at["attention_prefill"] = (float(chunks[0].new_tokens), float(chunks[0].context))
+    return {name: at[name] for name in COORDINATES if name in at}

@@ -1,0 +1,216 @@
+"""The profile: one self-describing JSON file, made on a GPU host, read on a planner's laptop.
+
+For each operation it holds measured cells (coordinates, median, spread, repeats), and beside them
+the router's popularity per layer, the KV blocks the engine allocated, and where all this comes
+from. Times are in seconds. An operation inside a layer is timed for one layer.
+
+| operation | coordinates | per |
+|---|---|---|
+| embedding | tokens | iteration |
+| projections (norm, QKV, RoPE, cache write, O) | tokens | layer |
+| attention_decode | sequences, context (summed over them) | layer |
+| attention_prefill | new_tokens, context (cached before the chunk) | layer and chunk |
+| router (norm, gate, top-k) | tokens | layer |
+| experts | tokens, distinct (experts hit) | layer |
+| head (norm, lm_head) | sequences (that emit a token) | iteration |
+| sampling | sequences (that emit a token) | iteration |
+| host (scheduling, batch building, records) | sequences (in the batch) | iteration |
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from moesim.errors import ProfileError
+from moesim.facts.catalog import locate
+from moesim.facts.models import ModelSpec
+from moesim.files import write_text
+
+FORMAT = "moesim-profile"
+FORMAT_VERSION = 1
+
+COORDINATES: dict[str, tuple[str, ...]] = {
+    "embedding": ("tokens",),
+    "projections": ("tokens",),
+    "attention_decode": ("sequences", "context"),
+    "attention_prefill": ("new_tokens", "context"),
+    "router": ("tokens",),
+    "experts": ("tokens", "distinct"),
+    "head": ("sequences",),
+    "sampling": ("sequences",),
+    "host": ("sequences",),
+}
+"""The operations every profile covers, and the coordinates of their cells."""
+
+PER_LAYER = frozenset({"projections", "attention_decode", "attention_prefill", "router", "experts"})
+"""The operations whose cells are for one layer; the others are for one iteration."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Cell(_Part):
+    """One measured point of an operation."""
+
+    at: tuple[float, ...]
+    """Coordinates, in the order of `COORDINATES`."""
+    median_s: float = Field(ge=0)
+    """Median duration [s]."""
+    spread: float = Field(ge=0)
+    """Interquartile range over the median."""
+    repeats: int = Field(gt=0)
+    """Timed repetitions behind the median."""
+
+
+class Kv(_Part):
+    """The KV cache as the engine really allocated it."""
+
+    block_size: int = Field(gt=0)
+    """Tokens in a block."""
+    num_blocks: int = Field(gt=0)
+    """Blocks allocated."""
+
+
+class Router(_Part):
+    """What the model's routers did in real forward passes."""
+
+    popularity: list[list[float]]
+    """Share of tokens that each expert of each layer receives; each row sums to top-k."""
+    tokens: int = Field(gt=0)
+    """Tokens observed."""
+    distinct: list[tuple[int, float]]
+    """Tokens in an iteration, mean distinct experts a layer; a check on the popularity."""
+
+
+class Provenance(_Part):
+    """Where and how the profile was made."""
+
+    device: str
+    """Device name as the system reports it."""
+    device_kind: Literal["cuda", "cpu"]
+    """What kind of device it is."""
+    host_hash: str
+    """Hash of the host's identity; profiles of different hosts do not mix."""
+    software: dict[str, str]
+    """Versions: python, torch, driver, moesim."""
+    threads: int
+    """CPU threads torch used."""
+    date: str
+    """When it was made (ISO 8601, UTC)."""
+    model_source: str
+    """The checkpoint profiled: its folder's name or the shipped name."""
+    model_digest: str
+    """Hash of the checkpoint's configuration and weights' sizes."""
+    duration_s: float
+    """How long profiling took [s]."""
+
+
+class Verdict(_Part):
+    """What the tool thinks of its own measurement."""
+
+    stable: bool
+    """Whether nine in ten cells repeat within the tolerated spread."""
+    unstable_cells: int
+    """Cells whose spread stayed above the limit after measuring again."""
+    cells: int
+    """Cells in all."""
+    iteration_error_p50: float | None
+    """Median relative error of whole iterations the tables did not see, |predicted/measured-1|."""
+    iteration_error_p90: float | None
+    """Its 90th percentile."""
+    drift: float
+    """Slowest over fastest median of one reference cell measured at intervals, minus 1."""
+    warnings: list[str] = []
+    """What a reader should know."""
+
+
+class Profile(_Part):
+    """A whole profile file."""
+
+    format: Literal["moesim-profile"]
+    """File type."""
+    format_version: Literal[1]
+    """Version of this layout."""
+    model: dict[str, Any]
+    """The model's configuration, in Hugging Face's keys."""
+    max_batched_tokens: int = Field(gt=0)
+    """Largest iteration measured [tokens]."""
+    kv: Kv
+    """KV cache."""
+    router: Router
+    """Router statistics."""
+    operations: dict[str, list[Cell]]
+    """Measured cells of each operation."""
+    provenance: Provenance
+    """Origin."""
+    verdict: Verdict
+    """Self-assessment."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Profile":
+        for name, coordinates in COORDINATES.items():
+            cells = self.operations.get(name)
+            if not cells:
+                raise ValueError(f"operations.{name}: no measured cell")
+            for index, cell in enumerate(cells):
+                if len(cell.at) != len(coordinates):
+                    raise ValueError(
+                        f"operations.{name}.{index}.at: expected {', '.join(coordinates)}"
+                    )
+        unknown = sorted(set(self.operations) - set(COORDINATES))
+        if unknown:
+            raise ValueError(f"operations.{unknown[0]}: unknown operation")
+        if len(self.router.popularity) != self.spec.num_hidden_layers or any(
+            len(row) != self.spec.num_local_experts for row in self.router.popularity
+        ):
+            raise ValueError("router.popularity: not one row a layer with one share an expert")
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The shape of the profiled model."""
+        return ModelSpec.from_config(self.model, "profile: model")
+
+
+def load_profile(name: str | Path, *, relative_to: Path | None = None) -> Profile:
+    """Load a profile from a file or a shipped name.
+
+    Raises ProfileError, naming file and field, if it is truncated, of another format version,
+    or incomplete; ScenarioError if there is no such file.
+    """
+    path = locate("profiles", str(name), relative_to=relative_to)
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise ProfileError(f"{path}: not readable ({wrong})") from None
+    except json.JSONDecodeError as wrong:
+        raise ProfileError(
+            f"{path}: broken at line {wrong.lineno}, column {wrong.colno} ({wrong.msg}); "
+            "truncated? profile again"
+        ) from None
+    return _validated(content, str(path))
+
+
+def _validated(content: Any, source: str) -> Profile:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ProfileError(f"{source}: format: not a moesim profile")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ProfileError(
+            f"{source}: format_version: {content.get('format_version')!r}, this moesim reads "
+            f"{FORMAT_VERSION}; profile again with this version"
+        )
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ProfileError(f"{source}: {field + ': ' if field else ''}{message}") from None
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write a profile file atomically."""
+    write_text(path, profile.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,63 @@
+"""The shipped data by name: `demo-moe`, `a100-sxm-80gb`, `quickstart`; or any path.
+
+A name is looked up in the package `moesim.data`; whatever has a path separator or a suffix, or
+exists on disk, is a path.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from moesim.errors import ScenarioError
+from moesim.facts.hardware import Device
+from moesim.facts.models import ModelSpec, read_config
+
+SUFFIX = {
+    "hardware": ".yaml",
+    "models": ".json",
+    "profiles": ".json",
+    "workloads": ".yaml",
+    "scenarios": ".yaml",
+}
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """List the shipped entries of a data folder, name to file, in alphabetical order."""
+    root = Path(str(files("moesim.data"))) / folder
+    return {path.stem: path for path in sorted(root.glob(f"*{SUFFIX[folder]}"))}
+
+
+def locate(folder: str, name: str, *, relative_to: Path | None = None) -> Path:
+    """Find the file that `name` means: a path (also relative to a folder) or a shipped name.
+
+    Raises ScenarioError with the names that exist.
+    """
+    for candidate in (Path(name), (relative_to or Path()) / name):
+        if candidate.exists() and (candidate.suffix or candidate.is_dir()):
+            return candidate
+    known = shipped(folder)
+    if name in known:
+        return known[name]
+    raise ScenarioError(
+        f"{name}: neither a file nor one of the shipped {folder}: {', '.join(known) or 'none'}"
+    )
+
+
+def load_model(name: str, *, relative_to: Path | None = None) -> ModelSpec:
+    """Load a model's shape from a checkpoint folder, a config file or a shipped name."""
+    return read_config(locate("models", name, relative_to=relative_to))
+
+
+def load_device(name: str, *, relative_to: Path | None = None) -> Device:
+    """Load a device from a YAML file or a shipped name."""
+    path = locate("hardware", name, relative_to=relative_to)
+    try:
+        return Device.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError) as wrong:
+        raise ScenarioError(f"{path}: not readable as YAML ({wrong})".replace("\n", " ")) from None
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ScenarioError(f"{path}: {field}: {first['msg']}") from None

@@ -1,0 +1,296 @@
+"""What a planner writes: models, tenants, hardware, deployment, targets.
+
+A scenario file is YAML, checked key by key. Names of models, profiles, hardware and workloads are
+shipped names or paths, paths also relative to the scenario file.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from moesim.errors import ScenarioError
+from moesim.facts.catalog import locate
+from moesim.serving.metrics import SloTargets
+from moesim.traffic.arrivals import Constant, Gamma, Poisson
+from moesim.traffic.lengths import Fixed, Lognormal, Quantiles, check_table
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TraceArrivals(_Part):
+    """Arrivals replayed from a trace file."""
+
+    kind: Literal["trace"]
+    """`trace`."""
+    path: str
+    """The trace: Azure LLM inference CSV, or CSV with arrival_s, prompt_tokens, output_tokens."""
+    start_s: float = Field(default=0.0, ge=0)
+    """Where in the trace to begin [s of the trace]."""
+    speedup: float = Field(default=1.0, gt=0)
+    """How much faster than recorded; 0.5 is half as fast."""
+
+
+class TraceLengths(_Part):
+    """Lengths of the trace's own requests; needs `arrivals.kind: trace`."""
+
+    kind: Literal["trace"]
+    """`trace`."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor on every length; what was at least one token stays at least one."""
+    max: int = Field(default=1_000_000, gt=0)
+    """Longest length; longer ones are clipped to it [tokens]."""
+
+
+Arrivals = Annotated[Poisson | Gamma | Constant | TraceArrivals, Field(discriminator="kind")]
+Lengths = Annotated[Fixed | Lognormal | Quantiles | TraceLengths, Field(discriminator="kind")]
+
+
+class Slo(_Part):
+    """Latency targets; a request counts towards goodput when it meets all that are given."""
+
+    ttft_s: float | None = Field(default=None, gt=0)
+    """Time to first token, at most [s]."""
+    tpot_s: float | None = Field(default=None, gt=0)
+    """Time per output token after the first, at most [s]."""
+    turnaround_s: float | None = Field(default=None, gt=0)
+    """Arrival to last token, at most [s]."""
+
+
+class Tenant(_Part):
+    """A stream of requests to one model."""
+
+    model: str
+    """Which of the scenario's models it asks."""
+    arrivals: Arrivals
+    """When its requests come."""
+    prompt_tokens: Lengths
+    """How long its prompts are."""
+    output_tokens: Lengths
+    """How long its answers are."""
+    slo: Slo = Slo()
+    """Its latency targets."""
+
+    @model_validator(mode="after")
+    def _trace_lengths(self) -> Self:
+        for name in ("prompt_tokens", "output_tokens"):
+            if getattr(self, name).kind == "trace" and self.arrivals.kind != "trace":
+                raise ValueError(f"{name}.kind is trace, so arrivals.kind must be trace too")
+        return self
+
+
+class Model(_Part):
+    """A model that is served, and the profile that says how fast."""
+
+    architecture: str
+    """Its shape: a shipped model, a checkpoint folder or a config.json."""
+    profile: str
+    """Its measurements: a shipped profile or a profile file."""
+
+
+class Hardware(_Part):
+    """The devices there are."""
+
+    device: str
+    """A shipped device or a YAML file."""
+    count: int = Field(default=1, gt=0)
+    """How many."""
+
+
+class Scheduler(_Part):
+    """The replica's scheduler: continuous batching with chunked prefill."""
+
+    max_num_seqs: int = Field(default=64, gt=0, le=65536)
+    """Sequences that run at once."""
+    max_batched_tokens: int = Field(default=512, gt=0, le=1_048_576)
+    """Tokens that enter one iteration; longer prompts are prefilled in chunks."""
+
+
+class Dedicated(_Part):
+    """Each model on devices of its own, one replica a device, requests round robin."""
+
+    kind: Literal["dedicated"]
+    """`dedicated`."""
+    replicas: int = Field(default=1, gt=0, le=1024)
+    """Replicas of each model."""
+    kv_blocks: int | None = Field(default=None, gt=0)
+    """KV blocks of a replica; those the profiled engine allocated if not given."""
+    scheduler: Scheduler = Scheduler()
+    """Each replica's scheduler."""
+
+
+class Scenario(_Part):
+    """A whole scenario file."""
+
+    name: str
+    """What to call it."""
+    description: str = ""
+    """What it is for, in a sentence."""
+    duration_s: float = Field(gt=0, le=1e7)
+    """Requests arrive for this long; all are then served to the end [s]."""
+    models: dict[str, Model] = Field(min_length=1)
+    """Models by name."""
+    tenants: dict[str, Tenant] = Field(min_length=1)
+    """Request streams by name."""
+    hardware: Hardware
+    """The devices."""
+    deployment: Dedicated
+    """What runs where."""
+    folder: Path | None = Field(default=None, exclude=True, repr=False)
+    """The folder that relative paths in the file start from; not written in the file."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, tenant in self.tenants.items():
+            if tenant.model not in self.models:
+                raise ValueError(
+                    f"tenants.{name}.model: {tenant.model!r} is not one of the scenario's models: "
+                    f"{', '.join(self.models)}"
+                )
+        needed = len(self.models) * self.deployment.replicas
+        if needed > self.hardware.count:
+            raise ValueError(
+                f"deployment: dedicated needs {needed} devices ({len(self.models)} models x "
+                f"{self.deployment.replicas} replicas), hardware.count is {self.hardware.count}"
+            )
+        return self
+
+    @property
+    def slos(self) -> dict[str, SloTargets]:
+        """Targets by tenant."""
+        return {
+            name: SloTargets(**tenant.slo.model_dump()) for name, tenant in self.tenants.items()
+        }
+
+
+class Workload(_Part):
+    """A shipped fit of production traffic: burstiness and length quantiles, with its source."""
+
+    name: str
+    """What to call it."""
+    source: str
+    """The data it was fitted on, with licence."""
+    rate_per_s: float = Field(gt=0)
+    """Mean rate of the source [requests/s]."""
+    cv: float = Field(gt=0)
+    """Coefficient of variation of the gaps between arrivals."""
+    levels: tuple[float, ...]
+    """Quantile levels, from 0 to 1."""
+    prompt_tokens: tuple[float, ...]
+    """Prompt length at each level [tokens]."""
+    output_tokens: tuple[float, ...]
+    """Output length at each level [tokens]."""
+
+    @model_validator(mode="after")
+    def _tables(self) -> Self:
+        check_table(self.levels, self.prompt_tokens)
+        check_table(self.levels, self.output_tokens)
+        return self
+
+
+def load_scenario(name: str | Path) -> Scenario:
+    """Load a scenario file or a shipped scenario.
+
+    Raises ScenarioError naming the file, the field and the remedy.
+    """
+    path = locate("scenarios", str(name))
+    return scenario_from(_read_yaml(path), source=str(path), folder=path.parent)
+
+
+def scenario_from(
+    content: Mapping[str, Any], *, source: str = "scenario", folder: Path | None = None
+) -> Scenario:
+    """Build a scenario from plain data; shipped workloads' tables are filled in."""
+    scenario = _validated(Scenario, content, source)
+    tenants = {
+        name: _with_tables(tenant, folder, f"{source}: tenants.{name}")
+        for name, tenant in scenario.tenants.items()
+    }
+    return scenario.model_copy(update={"tenants": tenants, "folder": folder})
+
+
+def _with_tables(tenant: Tenant, folder: Path | None, source: str) -> Tenant:
+    update = {}
+    for field in ("prompt_tokens", "output_tokens"):
+        lengths = getattr(tenant, field)
+        if isinstance(lengths, Quantiles) and lengths.workload is not None:
+            workload = load_workload(lengths.workload, relative_to=folder)
+            update[field] = lengths.model_copy(
+                update={"levels": workload.levels, "tokens": getattr(workload, field)}
+            )
+    return tenant.model_copy(update=update)
+
+
+def load_workload(name: str, *, relative_to: Path | None = None) -> Workload:
+    """Load a workload file or a shipped workload."""
+    path = locate("workloads", name, relative_to=relative_to)
+    return _validated(Workload, _read_yaml(path), str(path))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as wrong:
+        text = " ".join(str(wrong).split())
+        raise ScenarioError(f"{path}: not valid YAML: {text}") from None
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise ScenarioError(f"{path}: not readable ({wrong})") from None
+
+
+def _validated(kind: type[Checked], content: Any, source: str) -> Checked:
+    if not isinstance(content, Mapping):
+        raise ScenarioError(f"{source}: expected keys and values, found {_kind_of(content)}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as wrong:
+        raise ScenarioError(f"{source}: {_explain(wrong, content)}") from None
+
+
+def _kind_of(content: Any) -> str:
+    return "an empty file" if content is None else type(content).__name__
+
+
+def _explain(wrong: ValidationError, content: Any) -> str:
+    """Return the first error as `field: what is wrong and what to do`."""
+    errors = wrong.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    location = _written_location(first["loc"], content)
+    field = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        siblings = [str(e["loc"][-1]) for e in errors if e["type"] == "missing"]
+        near = difflib.get_close_matches(str(location[-1]), siblings + _all_fields(), n=1)
+        return f"{field}: unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
+    if first["type"] == "missing":
+        return f"{field}: missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(first["input"], (str, int, float, bool)):
+        message = f"{first['input']!r}: {message}"
+    return f"{field}: {message}" if field else message
+
+
+def _written_location(location: tuple[Any, ...], content: Any) -> list[Any]:
+    """Drop the parts of a pydantic location that name a union member rather than a key."""
+    written: list[Any] = []
+    for index, part in enumerate(location):
+        known = isinstance(content, Mapping) and part in content
+        if known or index == len(location) - 1:
+            written.append(part)
+            content = content[part] if known else None
+        elif isinstance(content, list) and isinstance(part, int):
+            written.append(part)
+            content = content[part]
+    return written
+
+
+def _all_fields() -> list[str]:
+    parts = (Scenario, Model, Tenant, Hardware, Dedicated, Scheduler, Slo, Workload)
+    kinds = (Poisson, Gamma, Constant, TraceArrivals, Fixed, Lognormal, Quantiles, TraceLengths)
+    return sorted({name for part in (*parts, *kinds) for name in part.model_fields})

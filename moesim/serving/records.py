@@ -1,0 +1,114 @@
+"""Records: one flat row per request, the same columns from simulator, engine and real servers."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from moesim.errors import ScenarioError
+from moesim.files import atomic_path
+from moesim.serving.scheduling import Batch, Sequence
+
+COMPLETED = "completed"
+REFUSED = "refused"
+UNFINISHED = "unfinished"
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What happened to one request; times in seconds from the start of the run, NaN if never."""
+
+    request_id: int
+    tenant: str
+    model: str
+    replica: str
+    arrival_s: float
+    scheduled_s: float = float("nan")
+    first_token_s: float = float("nan")
+    finish_s: float = float("nan")
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+    swaps: int = 0
+    expert_misses: int = 0
+    outcome: str = UNFINISHED
+    detail: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Record))
+
+
+class Ledger:
+    """Stamps records as iterations begin and end; the engine and the simulator both use it."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, Record] = {}
+
+    def open(self, record: Record) -> None:
+        """Enter a request that has arrived."""
+        self.records[record.request_id] = record
+
+    def refuse(self, request_id: int, reason: str) -> None:
+        """Close a request that can never be served."""
+        record = self.records[request_id]
+        record.outcome, record.detail = REFUSED, reason
+
+    def scheduled(self, batch: Batch, now: float) -> None:
+        """Stamp the requests of an iteration that begins at `now`."""
+        for chunk in batch.chunks:
+            if chunk.context == 0:
+                record = self.records[chunk.sequence.request_id]
+                if record.scheduled_s != record.scheduled_s:
+                    record.scheduled_s = now
+
+    def advanced(
+        self, emitted: Iterable[Sequence], finished: Iterable[Sequence], now: float
+    ) -> None:
+        """Stamp the tokens of an iteration that ended at `now`."""
+        for sequence in emitted:
+            if sequence.generated == 1:
+                self.records[sequence.request_id].first_token_s = now
+        for sequence in finished:
+            record = self.records[sequence.request_id]
+            record.finish_s = now
+            record.preemptions = sequence.preemptions
+            record.outcome = COMPLETED
+
+    def frame(self) -> pd.DataFrame:
+        """Return all records in order of request id."""
+        return records_frame(self.records[key] for key in sorted(self.records))
+
+
+def records_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a record table with every column of `Record`, in its order."""
+    return pd.DataFrame([asdict(record) for record in records], columns=list(COLUMNS))
+
+
+_WRITERS: Mapping[str, Callable[[pd.DataFrame, Path], None]] = {
+    ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
+    ".csv": lambda frame, path: frame.to_csv(path, index=False),
+}
+
+
+def write_records(frame: pd.DataFrame, path: Path) -> None:
+    """Write a record table as `.parquet` or `.csv`; the file appears whole or not at all."""
+    writer = _WRITERS.get(path.suffix)
+    if writer is None:
+        raise ScenarioError(f"{path}: records are written as .parquet or .csv")
+    with atomic_path(path) as draft:
+        writer(frame, draft)
+
+
+def read_records(path: Path) -> pd.DataFrame:
+    """Read a record table; ScenarioError where a column is missing."""
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except FileNotFoundError:
+        raise ScenarioError(f"{path}: no such record table") from None
+    except (OSError, ValueError) as wrong:
+        raise ScenarioError(f"{path}: not a record table ({wrong})") from None
+    missing = [name for name in COLUMNS if name not in frame]
+    if missing:
+        raise ScenarioError(f"{path}: not a record table, column {missing[0]!r} is missing")
+    return frame

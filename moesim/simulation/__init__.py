@@ -1,0 +1,1 @@
+"""The simulation proper; simpy lives in this room only."""

@@ -1,0 +1,188 @@
+"""Run a scenario: `simulate(scenario, profiles, seed) -> Result`, pure and deterministic."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import simpy
+
+from moesim import MODEL_REVISION
+from moesim.cost.iteration import CostModel
+from moesim.cost.profile import Profile, load_profile
+from moesim.errors import ProfileError
+from moesim.facts.catalog import load_device, load_model
+from moesim.facts.memory import place_replica
+from moesim.facts.models import ModelSpec
+from moesim.requests import Request, requests_of
+from moesim.scenario import Scenario
+from moesim.serving.kv_cache import KvCache
+from moesim.serving.metrics import SloTargets, summarise
+from moesim.serving.scheduling import Limits
+from moesim.simulation.replica import Replica
+
+WEAKEST = ("measured", "interpolated", "extrapolated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a simulation found."""
+
+    scenario: str
+    seed: int
+    records: pd.DataFrame
+    replicas: pd.DataFrame
+    basis: dict[str, str]
+    warnings: tuple[str, ...]
+    slos: Mapping[str, SloTargets]
+    elapsed_s: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Return `overall` and `tenants`, with utilisation, basis and warnings beside them."""
+        return {
+            "scenario": self.scenario,
+            "seed": self.seed,
+            "model_revision": MODEL_REVISION,
+            **summarise(self.records, self.slos),
+            "utilisation": self.replicas.set_index("replica")["utilisation"].to_dict(),
+            "basis": self.basis,
+            "warnings": list(self.warnings),
+        }
+
+
+def simulate(
+    scenario: Scenario, profiles: Mapping[str, Profile] | None = None, seed: int = 0
+) -> Result:
+    """Simulate a scenario from the first arrival to the last token.
+
+    `profiles` replaces the profiles that the scenario names, by model. Raises ProfileError where a
+    profile is of another model's shape or does not reach far enough, ScenarioError (CapacityError)
+    where the scenario cannot run.
+    """
+    started = time.perf_counter()
+    profiles = load_profiles(scenario, profiles or {})
+    requests = requests_of(scenario, seed)
+    env = simpy.Environment()
+    replicas = [
+        replica
+        for model, profile in profiles.items()
+        for replica in _replicas(env, scenario, model, profile, requests)
+    ]
+    env.run()
+    records = pd.concat([replica.ledger.frame() for replica in replicas])
+    records = records.sort_values("request_id", kind="stable", ignore_index=True)
+    basis = _weakest([replica.cost.basis() for replica in replicas])
+    return Result(
+        scenario=scenario.name,
+        seed=seed,
+        records=records,
+        replicas=_usage_frame(replicas, records),
+        basis=basis,
+        warnings=tuple(_warnings(profiles, basis)),
+        slos=scenario.slos,
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+def load_profiles(scenario: Scenario, given: Mapping[str, Profile]) -> dict[str, Profile]:
+    """Return each model's profile, checked against the model's shape and the devices."""
+    device = load_device(scenario.hardware.device, relative_to=scenario.folder)
+    profiles = {}
+    for name, model in scenario.models.items():
+        spec = load_model(model.architecture, relative_to=scenario.folder)
+        profile = given.get(name) or load_profile(model.profile, relative_to=scenario.folder)
+        _same_shape(name, spec, profile)
+        if profile.provenance.device_kind != device.kind:
+            raise ProfileError(
+                f"models.{name}.profile: measured on {profile.provenance.device} "
+                f"({profile.provenance.device_kind}), hardware.device {device.name} is "
+                f"{device.kind}; profile on that device"
+            )
+        profiles[name] = profile
+    return profiles
+
+
+def limits_of(scenario: Scenario, spec: ModelSpec) -> Limits:
+    """Return what each replica of a model accepts."""
+    scheduler = scenario.deployment.scheduler
+    return Limits(
+        max_num_seqs=scheduler.max_num_seqs,
+        max_batched_tokens=scheduler.max_batched_tokens,
+        max_model_len=spec.max_position_embeddings,
+    )
+
+
+def _replicas(
+    env: simpy.Environment,
+    scenario: Scenario,
+    model: str,
+    profile: Profile,
+    requests: list[Request],
+) -> list[Replica]:
+    mine = [request for request in requests if request.model == model]
+    count = scenario.deployment.replicas
+    limits = limits_of(scenario, profile.spec)
+    device = load_device(scenario.hardware.device, relative_to=scenario.folder)
+    num_blocks = scenario.deployment.kv_blocks or profile.kv.num_blocks
+    place_replica(
+        model,
+        profile.spec,
+        kv_blocks=num_blocks,
+        block_size=profile.kv.block_size,
+        device=device.name,
+        device_bytes=device.memory_bytes,
+    )
+    return [
+        Replica(
+            env,
+            f"{model}/{index}",
+            mine[index::count],
+            limits=limits,
+            cache=KvCache(num_blocks, profile.kv.block_size),
+            cost=CostModel(
+                profile,
+                max_batched_tokens=limits.max_batched_tokens,
+                max_num_seqs=limits.max_num_seqs,
+            ),
+        )
+        for index in range(count)
+    ]
+
+
+def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:
+    wanted, measured = asdict(spec), asdict(profile.spec)
+    for field, value in wanted.items():
+        if measured[field] != value:
+            raise ProfileError(
+                f"models.{name}.profile: measured with {field} {measured[field]}, "
+                f"the model has {value}; profile this model"
+            )
+
+
+def _usage_frame(replicas: list[Replica], records: pd.DataFrame) -> pd.DataFrame:
+    frame = pd.DataFrame([asdict(replica.usage) for replica in replicas])
+    span_s = records["finish_s"].max() - records["arrival_s"].min()
+    return frame.assign(
+        utilisation=frame["busy_s"] / span_s if span_s > 0 else 0.0,
+        mean_batched_tokens=frame["batched_tokens"] / frame["iterations"].clip(lower=1),
+    )
+
+
+def _weakest(bases: list[dict[str, str]]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for basis in bases:
+        for name, value in basis.items():
+            merged[name] = max(merged.get(name, value), value, key=WEAKEST.index)
+    return merged
+
+
+def _warnings(profiles: Mapping[str, Profile], basis: Mapping[str, str]) -> list[str]:
+    outside = [name for name, value in basis.items() if value == "extrapolated"]
+    found = []
+    if outside:
+        found.append(f"beyond what was measured, extrapolated: {', '.join(outside)}")
+    for name, profile in profiles.items():
+        if not profile.verdict.stable:
+            found.append(f"the profile of {name} judged itself unstable; profile again")
+    return found

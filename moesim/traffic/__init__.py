@@ -1,0 +1,1 @@
+"""Who asks for what, when: arrival processes, length distributions and traces."""
