@@ -6,7 +6,6 @@ the medians over rounds shed it.
 
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +24,10 @@ from engine.serve.engine import Engine, EngineConfig
 from engine.serve.memory import default_blocks
 from engine.serve.sampling import Sampling
 from moesim import __version__
+from moesim.commands import Reporter
 from moesim.cost.iteration import CostModel
 from moesim.cost.profile import (
     COORDINATES,
-    FORMAT,
-    FORMAT_VERSION,
     Cell,
     Kv,
     Profile,
@@ -44,9 +42,6 @@ from moesim.serving.scheduling import Batch, Chunk, Limits, Sequence
 FEWEST_ROUNDS = 5
 TOLERATED_DRIFT = 0.3
 BLOCK_SIZE = 16
-
-Progress = Callable[[float, str], None]
-"""Told the fraction of the budget spent, and what is being done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +60,7 @@ def silent(fraction: float, doing: str) -> None:
     """Report nothing."""
 
 
-def calibrate(settings: Settings, out: Path, host: Host, progress: Progress = silent) -> Profile:
+def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = silent) -> Profile:
     """Profile a model on this host and write the profile to `out`.
 
     Interrupted, it leaves its samples in `<out>.partial` and goes on from them when run again with
@@ -146,7 +141,7 @@ def _measure_rounds(
     budget_s: float,
     started: float,
     rng: np.random.Generator,
-    progress: Progress,
+    progress: Reporter,
 ) -> None:
     """Visit all points in an order drawn anew each round, until the budget would be overrun."""
     first = time.perf_counter()
@@ -179,8 +174,8 @@ def _profile(
     spec = engine.runner.decoder.spec
     operations = _cells(grid, partial)
     draft = Profile(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
+        format="moesim-profile",
+        format_version=1,
         model=spec.to_config(),
         max_batched_tokens=settings.max_batched_tokens,
         kv=Kv(block_size=BLOCK_SIZE, num_blocks=engine.config.num_blocks),

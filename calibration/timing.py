@@ -58,7 +58,7 @@ class CudaStopwatch:
 
     def lap(self, name: str) -> None:
         """Record an event that ends operation `name`."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._events.append((name, event))
 

@@ -162,6 +162,24 @@ class Scenario(_Part):
             )
         return self
 
+    def with_trace(self, path: Path) -> "Scenario":
+        """Return the scenario with every trace that its tenants replay replaced by `path`.
+
+        Raises ScenarioError if no tenant replays a trace.
+        """
+        replaying = {
+            name: tenant.model_copy(
+                update={"arrivals": tenant.arrivals.model_copy(update={"path": str(path)})}
+            )
+            for name, tenant in self.tenants.items()
+            if isinstance(tenant.arrivals, TraceArrivals)
+        }
+        if not replaying:
+            raise ScenarioError(
+                f"scenario {self.name}: no tenant has arrivals.kind: trace, so {path} has no place"
+            )
+        return self.model_copy(update={"tenants": {**self.tenants, **replaying}})
+
     @property
     def slos(self) -> dict[str, SloTargets]:
         """Targets by tenant."""

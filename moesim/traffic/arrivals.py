@@ -56,7 +56,7 @@ class Constant(_Arrivals):
     def times_s(self, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return the arrival times in `[0, duration_s)`; nothing is drawn."""
         count = int(np.ceil(duration_s * self.rate_per_s - 0.5))
-        return (np.arange(max(count, 0)) + 0.5) / self.rate_per_s
+        return (np.arange(max(count, 0), dtype=np.float64) + 0.5) / self.rate_per_s
 
 
 def _renewal(gaps: Gaps, rate_per_s: float, duration_s: float) -> NDArray[np.float64]:

@@ -1,0 +1,186 @@
+"""The command `moesim-calibrate`: look at the host, profile a model, validate predictions."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from moesim import commands
+
+app = commands.application(
+    "Measure the engine on this host, and check predictions against real runs.",
+    commands.ResumableCommands,
+)
+
+PROFILE_HELP = """Profile a model on this host: minutes, resumable, judged for stability.
+
+Interrupted, it keeps its samples in OUT.partial; the same command goes on from there.
+
+Examples:
+
+  moesim-calibrate profile --model checkpoint/ --out my-host.json
+
+  moesim-calibrate profile --model demo-moe --out my-host.json --budget-s 30
+"""
+
+VALIDATE_HELP = """Serve a workload for real, predict it from the profile, and compare.
+
+Writes both record tables, comparison.json and a self-contained report.html. Interrupted, it keeps
+the runs that finished; the same command goes on from there.
+
+Examples:
+
+  moesim-calibrate validate --profile my-host.json --workload demo --model checkpoint/ --out v/
+
+  moesim-calibrate validate --profile my-host.json --workload demo-trace --trace azure.csv
+    --model checkpoint/ --out v/
+"""
+
+
+@contextmanager
+def progress_bar() -> Iterator[commands.Reporter]:
+    """Show a bar on stderr; yields what to tell it."""
+    with Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def tell(fraction: float, doing: str) -> None:
+            bar.update(task, completed=fraction, description=doing)
+
+        yield tell
+
+
+@app.command()
+def detect(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this host is: CPU, GPUs, driver, and what would disturb a measurement."""
+    from calibration.host import describe
+    from calibration.host import detect as look
+
+    host = look()
+    if as_json:
+        print(json.dumps({**asdict(host), "host_hash": host.hash}, indent=1))
+    else:
+        for label, text in describe(host):
+            print(f"{label:<14} {text}")
+
+
+@app.command(help=PROFILE_HELP)
+def profile(
+    model: Annotated[str, typer.Option(help="A checkpoint folder or a shipped model.")],
+    out: Annotated[Path, typer.Option(help="The profile file to write.")],
+    budget_s: Annotated[float, typer.Option(help="Time to spend measuring [s].")] = 60.0,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Largest batch to measure.")] = 64,
+    max_batched_tokens: Annotated[
+        int, typer.Option(min=2, help="Largest iteration to measure [tokens].")
+    ] = 512,
+    kv_blocks: Annotated[
+        int | None, typer.Option(min=1, help="KV blocks to allocate; what fits if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+) -> None:
+    """Profile a model."""
+    from calibration.calibrate import Settings, calibrate, check_budget
+    from calibration.host import detect as look
+    from calibration.models import device_of
+
+    check_budget(budget_s)
+    settings = Settings(
+        model=model,
+        budget_s=budget_s,
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        num_blocks=kv_blocks,
+        device=device_of(),
+    )
+    host = look()
+    with progress_bar() as progress:
+        made = calibrate(settings, out, host, progress)
+    verdict = made.verdict
+    if as_json:
+        print(json.dumps({"profile": str(out), **verdict.model_dump()}, indent=1))
+        return
+    word = "stable" if verdict.stable else "NOT stable"
+    print(f"{out}: {word}; {verdict.unstable_cells} of {verdict.cells} points spread too widely, ")
+    print(f"  drift {100 * verdict.drift:.0f} %, {made.kv.num_blocks} KV blocks")
+    if verdict.iteration_error_p50 is not None and verdict.iteration_error_p90 is not None:
+        print(
+            "  whole iterations the tables had not seen: error "
+            f"{100 * verdict.iteration_error_p50:.1f} % (median), "
+            f"{100 * verdict.iteration_error_p90:.1f} % (p90)"
+        )
+    for warning in verdict.warnings:
+        print(f"  note: {warning}")
+
+
+@app.command(help=VALIDATE_HELP)
+def validate(
+    profile: Annotated[str, typer.Option(help="The profile made on this host.")],
+    workload: Annotated[str, typer.Option(help="A scenario file or a shipped scenario.")],
+    model: Annotated[str, typer.Option(help="The checkpoint that was profiled.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay this trace in place of the workload's.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Real runs; two show the spread.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and lengths.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a validation that is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Validate predictions."""
+    from calibration.host import detect as look
+    from calibration.models import device_of
+    from calibration.report import write_validation_report
+    from calibration.validate import Plan, comparison_json
+    from calibration.validate import validate as run_validation
+    from moesim.cost.profile import load_profile
+    from moesim.scenario import load_scenario
+    from moesim.views.terminal import show_comparison
+
+    scenario = load_scenario(workload)
+    plan = Plan(
+        scenario=scenario if trace is None else scenario.with_trace(trace),
+        profile=load_profile(profile),
+        model=model,
+        runs=runs,
+        seed=seed,
+        device=device_of(),
+    )
+    with progress_bar() as progress:
+        validation = run_validation(plan, out, look(), progress, overwrite=overwrite)
+    if as_json:
+        print(comparison_json(validation), end="")
+    else:
+        show_comparison(validation.comparison)
+    print_to = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    print_to.print(write_validation_report(validation, out))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="What validate wrote.")],
+) -> None:
+    """Draw the report of a validation again, say on another machine."""
+    from calibration.report import write_validation_report
+    from calibration.validate import read_validation
+
+    print(write_validation_report(read_validation(folder), folder))
+
+
+def main() -> None:
+    """Run the command."""
+    app()

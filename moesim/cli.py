@@ -1,0 +1,75 @@
+"""The command `moesim`: simulate scenarios."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from moesim import commands
+from moesim.facts.catalog import SUFFIX, shipped
+
+app = commands.application("Predict what serving mixture-of-experts models will do on your GPUs.")
+
+SIMULATE_HELP = """Simulate a scenario and print its latencies, throughput and goodput.
+
+Examples:
+
+  moesim simulate quickstart
+
+  moesim simulate scenario.yaml --json | jq .overall.ttft_s.p99
+
+  moesim simulate scenario.yaml --profile my-gpu.json --out results/
+"""
+
+
+@app.command(help=SIMULATE_HELP)
+def simulate(
+    scenario: Annotated[str, typer.Argument(help="A scenario file or a shipped scenario's name.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and lengths.")] = 0,
+    profile: Annotated[
+        str | None, typer.Option(help="Use this profile for every model of the scenario.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write records.parquet, metrics.json and scenario.yaml here."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+) -> None:
+    """Simulate a scenario."""
+    from moesim.cost.profile import load_profile
+    from moesim.files import write_text
+    from moesim.scenario import load_scenario
+    from moesim.serving.records import write_records
+    from moesim.simulation.run import simulate as run_simulation
+
+    written = load_scenario(scenario)
+    given = {name: load_profile(profile) for name in written.models} if profile else {}
+    result = run_simulation(written, given, seed)
+    metrics = result.metrics()
+    if out is not None:
+        write_records(result.records, out / "records.parquet")
+        write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        dumped = yaml.safe_dump(written.model_dump(mode="json"), sort_keys=False)
+        write_text(out / "scenario.yaml", dumped)
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        from moesim.views.terminal import show_metrics
+
+        show_metrics(metrics, result.elapsed_s)
+        if out is not None:
+            print(f"records, metrics and scenario written to {out}/")
+
+
+@app.command(name="list")
+def list_shipped() -> None:
+    """List the shipped scenarios, workloads, models, profiles and devices."""
+    for folder in SUFFIX:
+        print(f"{folder + ':':<11}{', '.join(shipped(folder)) or '-'}")
+
+
+def main() -> None:
+    """Run the command."""
+    app()

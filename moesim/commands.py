@@ -1,0 +1,71 @@
+"""How every command of the project ends: results, one-line errors, interruptions.
+
+Exit codes: 0 done, 2 wrong input (one line on stderr), 130 interrupted. A traceback is a bug.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from moesim.errors import MoesimError, MoesimWarning
+
+Reporter = Callable[[float, str], None]
+"""Told the fraction done, and what is being done."""
+
+
+class Commands(TyperGroup):
+    """A group of commands whose failures are one line each."""
+
+    interrupted = "interrupted"
+    """What Ctrl-C prints."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", MoesimWarning)
+            warnings.showwarning = _one_line
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MoesimError as wrong:
+            _say(f"error: {wrong}")
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            _say(self.interrupted)
+            raise SystemExit(130) from None
+        except BrokenPipeError:
+            # The reader of our output has left, as `head` does; Python's own flush would fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
+
+
+class ResumableCommands(Commands):
+    """Commands that keep what they measured and go on from it."""
+
+    interrupted = "interrupted; what was measured is kept, the same command goes on from there"
+
+
+def application(help_text: str, group: type[Commands] = Commands) -> typer.Typer:
+    """Return an empty command-line application of the project's manners."""
+    return typer.Typer(
+        cls=group,
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+
+def _say(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}")
