@@ -148,10 +148,9 @@ def _measure_rounds(
     done = 0
     while True:
         for index in rng.permutation(len(todo)):
-            point = todo[index]
-            partial.add(point.key, measure(engine, point, rng))
             spent = time.perf_counter() - started
             progress(min(0.99, spent / budget_s), f"measuring, round {partial.rounds + 1}")
+            partial.add(todo[index].key, measure(engine, todo[index], rng))
         done += 1
         partial.spent_s = time.perf_counter() - started
         partial.save()

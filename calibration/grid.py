@@ -6,6 +6,8 @@ and distinct experts act on different operations, so one sweep moves both.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moesim.facts.models import ModelSpec
 from moesim.serving.scheduling import Limits
 
@@ -48,6 +50,8 @@ def points(spec: ModelSpec, limits: Limits, kv_tokens: int, block_size: int) -> 
     for sequences in _doubling(1, limits.max_num_seqs):
         room = kv_tokens // sequences - block_size
         longest = min(limits.max_model_len - 1, room)
+        if longest < 1:
+            break
         for context, distinct in _sweep(spec, sequences, longest, lowest=1):
             grid.append(Point((Part(1, context),) * sequences, distinct))
     for new_tokens in _doubling(4, limits.max_batched_tokens):
@@ -58,29 +62,33 @@ def points(spec: ModelSpec, limits: Limits, kv_tokens: int, block_size: int) -> 
     return grid
 
 
-def held_out(limits: Limits, kv_tokens: int) -> list[Point]:
-    """Return mixed batches, naturally routed, that no table has seen."""
+def held_out(limits: Limits, kv_tokens: int, count: int = 8) -> list[Point]:
+    """Return mixed batches, naturally routed, that no table has seen.
+
+    Up to a third of the sequences decode at random contexts, beside up to two fresh prompts of
+    random length: what an iteration looks like under load.
+    """
+    rng = np.random.default_rng(0)
     candidates = []
-    for decodes, context, chunks in (
-        (3, 90, (40,)),
-        (6, 150, ()),
-        (12, 60, (24, 50)),
-        (5, 210, (130,)),
-        (20, 100, ()),
-        (9, 40, (90,)),
-        (1, 130, (70,)),
-        (2, 300, (20, 12)),
-    ):
-        parts = [Part(1, context + 7 * i) for i in range(decodes)] + [Part(n, 0) for n in chunks]
+    for _ in range(8 * count):
+        decodes = int(rng.integers(1, max(2, limits.max_num_seqs // 3)))
+        context = min(limits.max_model_len // 2, kv_tokens // (2 * decodes))
+        prompt = max(3, min(limits.max_batched_tokens // 4, limits.max_model_len // 2))
+        parts = [Part(1, int(c)) for c in rng.integers(1, max(2, context), decodes)]
+        parts += [Part(int(n), 0) for n in rng.integers(2, prompt, rng.integers(0, 3))]
         candidates.append(Point(tuple(parts)))
-    return [
-        point
-        for point in candidates
-        if point.tokens <= limits.max_batched_tokens
+    fitting = [point for point in candidates if _fits(point, limits, kv_tokens)]
+    return fitting[:count]
+
+
+def _fits(point: Point, limits: Limits, kv_tokens: int) -> bool:
+    """Whether a replica could run the point, with 16 tokens to spare for each sequence's block."""
+    return (
+        point.tokens <= limits.max_batched_tokens
         and len(point.parts) <= limits.max_num_seqs
         and point.cached_tokens + 16 * len(point.parts) <= kv_tokens
         and max(part.context + part.new_tokens for part in point.parts) < limits.max_model_len
-    ]
+    )
 
 
 def _doubling(first: int, last: int) -> list[int]:
@@ -95,6 +103,7 @@ def _sweep(spec: ModelSpec, tokens: int, longest: int, lowest: int) -> list[tupl
     """Pair three contexts with three numbers of distinct experts."""
     fewest = spec.num_experts_per_tok
     most = min(spec.num_local_experts, tokens * fewest)
-    contexts = (max(lowest, min(16, longest)) if lowest else 0, longest // 3, longest)
+    shortest = min(16, longest) if lowest else 0
+    contexts = (shortest, max(lowest, longest // 3), longest)
     distincts = (fewest, (fewest + most + 1) // 2, most)
     return sorted(set(zip(contexts, distincts, strict=True)))

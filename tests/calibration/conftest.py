@@ -1,0 +1,83 @@
+"""A model small enough to profile within a test, and the host it is profiled on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibration.calibrate import Settings, calibrate
+from calibration.host import Host, detect
+from engine.model.checkpoint import random_decoder, save_decoder
+from moesim.facts.models import ModelSpec
+
+TINY = ModelSpec(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    vocab_size=64,
+    max_position_embeddings=96,
+    dtype="float32",
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_decoder(random_decoder(TINY, seed=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    return detect()
+
+
+@pytest.fixture(scope="session")
+def settings(checkpoint: Path) -> Settings:
+    return Settings(
+        model=str(checkpoint),
+        budget_s=0.5,
+        max_num_seqs=4,
+        max_batched_tokens=24,
+        num_blocks=32,
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture(scope="session")
+def profile_file(settings: Settings, host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "tiny.json"
+    calibrate(settings, path, host)
+    return path
+
+
+@pytest.fixture
+def workload(checkpoint: Path, profile_file: Path, tmp_path: Path) -> Path:
+    """Write a scenario of half a second for the tiny model."""
+    path = tmp_path / "tiny.yaml"
+    content = {
+        "name": "tiny",
+        "duration_s": 0.5,
+        "models": {"m": {"architecture": str(checkpoint), "profile": str(profile_file)}},
+        "tenants": {
+            "t": {
+                "model": "m",
+                "arrivals": {"kind": "constant", "rate_per_s": 20},
+                "prompt_tokens": {"kind": "fixed", "tokens": 12},
+                "output_tokens": {"kind": "fixed", "tokens": 5},
+            }
+        },
+        "hardware": {"device": "cpu-2core"},
+        "deployment": {
+            "kind": "dedicated",
+            "scheduler": {"max_num_seqs": 4, "max_batched_tokens": 24},
+        },
+    }
+    path.write_text(json.dumps(content))
+    return path

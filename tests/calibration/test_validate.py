@@ -1,0 +1,101 @@
+"""Validation: both tables written, interruptions resumed, what does not belong together refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibration.host import Host
+from calibration.validate import Plan, read_validation, validate
+from moesim.cost.profile import load_profile
+from moesim.errors import CalibrationError, ScenarioError
+from moesim.scenario import load_scenario
+from moesim.serving.records import read_records
+
+
+@pytest.fixture
+def plan(workload: Path, profile_file: Path, checkpoint: Path) -> Plan:
+    return Plan(
+        scenario=load_scenario(workload),
+        profile=load_profile(profile_file),
+        model=str(checkpoint),
+        runs=2,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+
+
+def silent(fraction: float, doing: str) -> None:
+    pass
+
+
+def test_serves_and_predicts_the_same_requests(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """Measured and predicted tables hold the same requests, all completed; nothing else is left."""
+    validation = validate(plan, tmp_path / "v", host, silent)
+    assert len(validation.measured) == 2
+    same = ["request_id", "tenant", "arrival_s", "prompt_tokens", "output_tokens", "outcome"]
+    for measured in validation.measured:
+        assert measured[same].equals(validation.predicted[same])
+        assert (measured["first_token_s"] > measured["arrival_s"]).all()
+        assert (measured["finish_s"] > measured["first_token_s"]).all()
+    assert {path.name for path in (tmp_path / "v").iterdir()} == {
+        "comparison.json",
+        "measured-1.parquet",
+        "measured-2.parquet",
+        "predicted.parquet",
+        "validation.json",
+    }
+    again = read_validation(tmp_path / "v")
+    assert again.comparison["metric"].tolist() == validation.comparison["metric"].tolist()
+    assert len(again.measured) == 2
+
+
+def test_interrupted_validation_keeps_finished_runs(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """Ctrl-C in the second run: the first is kept as it was, and only the second is run again."""
+
+    def interrupt(fraction: float, doing: str) -> None:
+        if "run 2" in doing:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate(plan, tmp_path, host, interrupt)
+    first = read_records(tmp_path / "measured-1.parquet")
+    assert not (tmp_path / "measured-2.parquet").exists()
+    told: list[str] = []
+    validation = validate(plan, tmp_path, host, lambda _, doing: told.append(doing))
+    assert validation.measured[0].equals(first)
+    assert not any("run 1" in doing for doing in told)
+
+
+def test_a_finished_validation_is_not_overwritten(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """What was written before is only replaced when asked."""
+    validate(replace(plan, runs=1), tmp_path, host, silent)
+    with pytest.raises(CalibrationError, match="--overwrite"):
+        validate(replace(plan, runs=1), tmp_path, host, silent)
+    validate(replace(plan, runs=1), tmp_path, host, silent, overwrite=True)
+
+
+def test_profile_of_another_host_is_refused(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """A prediction for one machine says nothing about another."""
+    elsewhere = replace(host, cores=host.cores + 1)
+    with pytest.raises(CalibrationError, match="measured on another host"):
+        validate(plan, tmp_path, elsewhere, silent)
+
+
+def test_another_checkpoint_is_refused(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """The profile must be of the checkpoint that is served."""
+    with pytest.raises(CalibrationError, match="is not the checkpoint that was profiled"):
+        validate(replace(plan, model="demo-moe"), tmp_path, host, silent)
+
+
+def test_a_trace_needs_a_place(plan: Plan) -> None:
+    """--trace with a workload that replays none is a mistake, not a wish."""
+    with pytest.raises(ScenarioError, match=r"no tenant has arrivals.kind: trace"):
+        plan.scenario.with_trace(Path("x.csv"))
+
+
+def test_incomplete_folder_has_no_report(tmp_path: Path) -> None:
+    """`report` says what to run first."""
+    with pytest.raises(CalibrationError, match=r"no comparison\.json"):
+        read_validation(tmp_path)
