@@ -1,6 +1,7 @@
 """The command `moesim-calibrate`: look at the host, profile a model, validate predictions."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moesim import commands
+
+DRAW_EVERY_S = 0.5
 
 app = commands.application(
     "Measure the engine on this host, and check predictions against real runs.",
@@ -45,20 +48,31 @@ Examples:
 
 @contextmanager
 def progress_bar() -> Iterator[commands.Reporter]:
-    """Show a bar on stderr; yields what to tell it."""
+    """Show a bar on stderr; yields what to tell it.
+
+    It draws twice a second, in the caller's thread: a thread of its own would compete with what is
+    being measured for the same cores.
+    """
     with Progress(
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<30}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
+        auto_refresh=False,
     ) as bar:
         task = bar.add_task("starting", total=1.0)
+        drawn_s = 0.0
 
         def tell(fraction: float, doing: str) -> None:
-            bar.update(task, completed=fraction, description=doing)
+            nonlocal drawn_s
+            now_s = time.monotonic()
+            if now_s - drawn_s >= DRAW_EVERY_S:
+                drawn_s = now_s
+                bar.update(task, completed=fraction, description=doing, refresh=True)
 
         yield tell
+        bar.update(task, completed=1.0, description="done", refresh=True)
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Curves through measured cells: monotone in size, never negative, and honest about their reach.
 
-Both shapes below follow the physics rather than a free fit. A `Curve` is piecewise linear in one
-coordinate. A `Fan` has a second coordinate in which the duration is a straight line: the summed
-context of decode attention, the context cached before a chunk, the distinct experts hit.
+A `Curve` is piecewise linear in one coordinate, a `Sheet` in two. A `Fan` is a straight line in its
+second coordinate: decode attention over the summed context, whose duration over many iterations
+then has a closed form.
 """
 
 from bisect import bisect_right
@@ -13,6 +13,9 @@ from itertools import groupby
 import numpy as np
 
 from moesim.cost.profile import Cell
+
+WEAKEST = ("measured", "interpolated", "extrapolated")
+"""What an answer can rest on, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,7 @@ class Curve:
     @classmethod
     def through(cls, cells: Sequence[Cell]) -> "Curve":
         """Draw the curve through one-coordinate cells, made monotone from the left."""
-        ordered = sorted(cells, key=lambda cell: cell.at)
-        return cls(
-            tuple(cell.at[0] for cell in ordered),
-            _rising([cell.median_s for cell in ordered]),
-        )
+        return curve_of(sorted((cell.at[0], cell.median_s) for cell in cells))
 
     def __call__(self, x: float) -> float:
         """Return the duration at `x` [s]."""
@@ -71,24 +70,25 @@ class Fan:
     @classmethod
     def through(cls, cells: Sequence[Cell]) -> "Fan":
         """Fit a line to the cells of each first coordinate, then make the lines rise in order."""
-        ordered = sorted(cells, key=lambda cell: cell.at)
-        rows = {
-            x: [(cell.at[1], cell.median_s) for cell in row]
-            for x, row in groupby(ordered, key=lambda cell: cell.at[0])
-        }
+        rows = rows_of(cells)
         lines = [_line(points) for points in rows.values()]
         spans = [max(y for y, _ in points) for points in rows.values() if len(points) > 1]
         reach = min(spans, default=1.0)
         intercepts = _rising([a for a, _ in lines])
         ends = _rising([a + b * reach for a, b in lines])
         slopes = tuple((e - a) / reach for a, e in zip(intercepts, ends, strict=True))
-        seconds = [cell.at[1] for cell in ordered]
+        seconds = [cell.at[1] for cell in cells]
         xs = tuple(rows)
         return cls(Curve(xs, intercepts), Curve(xs, slopes), min(seconds), max(seconds))
 
     def __call__(self, x: float, y: float) -> float:
         """Return the duration at `(x, y)` [s]."""
-        return self.intercepts(x) + max(0.0, self.slopes(x)) * y
+        intercept, slope = self.line(x)
+        return intercept + slope * y
+
+    def line(self, x: float) -> tuple[float, float]:
+        """Return intercept [s] and slope [s per unit] of the line at `x`."""
+        return self.intercepts(x), max(0.0, self.slopes(x))
 
     def basis(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
         """Say what answers inside these ranges rest on."""
@@ -96,6 +96,60 @@ class Fan:
             return "extrapolated"
         first = self.intercepts.basis(*x_range)
         return "interpolated" if first == "measured" and y_range[0] != y_range[1] else first
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """Duration over two coordinates, bilinear between rows `xs` and columns `ys`.
+
+    `rows[i]` is the curve over the second coordinate at `xs[i]`. Rising in both coordinates.
+    """
+
+    xs: tuple[float, ...]
+    rows: tuple[Curve, ...]
+    low: float
+    high: float
+
+    @classmethod
+    def through(cls, cells: Sequence[Cell]) -> "Sheet":
+        """Draw the sheet through two-coordinate cells; rows reach as far as the longest."""
+        by_row = rows_of(cells)
+        ys = tuple(sorted({cell.at[1] for cell in cells}))
+        curves = [curve_of(points) for points in by_row.values()]
+        values = np.maximum.accumulate([[curve(y) for y in ys] for curve in curves], axis=0)
+        rows = tuple(Curve(ys, tuple(map(float, row))) for row in values)
+        return cls(tuple(by_row), rows, ys[0], ys[-1])
+
+    def __call__(self, x: float, y: float) -> float:
+        """Return the duration at `(x, y)` [s]."""
+        xs = self.xs
+        if x <= xs[0] or len(xs) == 1:
+            return self.rows[0](y)
+        right = min(bisect_right(xs, x), len(xs) - 1)
+        before, after = self.rows[right - 1](y), self.rows[right](y)
+        return before + (after - before) * (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+
+    def basis(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
+        """Say what answers inside these ranges rest on."""
+        return max(
+            Curve(self.xs, self.xs).basis(*x_range),
+            Curve((self.low, self.high), (0.0, 0.0)).basis(*y_range),
+            key=WEAKEST.index,
+        )
+
+
+def rows_of(cells: Sequence[Cell]) -> dict[float, list[tuple[float, float]]]:
+    """Group two-coordinate cells: first coordinate to its (second coordinate, duration) points."""
+    ordered = sorted(cells, key=lambda cell: cell.at)
+    return {
+        x: [(cell.at[1], cell.median_s) for cell in row]
+        for x, row in groupby(ordered, key=lambda cell: cell.at[0])
+    }
+
+
+def curve_of(points: Sequence[tuple[float, float]]) -> Curve:
+    """Draw a rising curve through points in order of their first coordinate."""
+    return Curve(tuple(x for x, _ in points), _rising([y for _, y in points]))
 
 
 def _rising(values: Sequence[float]) -> tuple[float, ...]:

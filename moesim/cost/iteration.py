@@ -11,9 +11,9 @@ linear in the summed context, so its duration over many iterations has a closed 
 
 from dataclasses import dataclass, field
 
-from moesim.cost.curves import Curve, Fan
-from moesim.cost.experts import expected_distinct
-from moesim.cost.profile import Profile
+from moesim.cost.curves import Curve, Fan, Sheet
+from moesim.cost.experts import experts_curve
+from moesim.cost.profile import COORDINATES, Profile
 from moesim.serving.scheduling import Batch
 
 
@@ -30,6 +30,11 @@ class Extent:
             self.low = value
         if value > self.high:
             self.high = value
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was included."""
+        return self.high >= self.low
 
 
 @dataclass(slots=True)
@@ -55,34 +60,28 @@ class CostModel:
     def __init__(self, profile: Profile, *, max_batched_tokens: int, max_num_seqs: int) -> None:
         self.asked = Asked()
         self._layers = profile.spec.num_hidden_layers
-        self._curves, self._fans = _curves(profile)
-        self._by_tokens = self._tokens_table(profile, max_batched_tokens)
+        cells = profile.operations
+        self._curves = {
+            name: Curve.through(cells[name])
+            for name, coordinates in COORDINATES.items()
+            if len(coordinates) == 1
+        }
+        self._curves["experts"] = experts_curve(cells["experts"], profile.router.popularity)
+        self._decode = Fan.through(cells["attention_decode"])
+        self._prefill = Sheet.through(cells["attention_prefill"])
+        self._by_tokens = [0.0, *map(self._tokens_s, range(1, max_batched_tokens + 1))]
         sequences = range(max_num_seqs + 1)
         self._by_sequences = [self._curves["host"](n) for n in sequences]
         self._by_emitting = [
             self._curves["head"](n) + self._curves["sampling"](n) if n else 0.0 for n in sequences
         ]
-        decode = self._fans["attention_decode"]
-        self._decode = [
-            (self._layers * decode.intercepts(n), self._layers * max(0.0, decode.slopes(n)))
-            for n in sequences
-        ]
-        self._prefill = self._fans["attention_prefill"]
+        lines = [self._decode.line(n) for n in sequences]
+        self._by_decodes = [(self._layers * a, self._layers * b) for a, b in lines]
 
-    def _tokens_table(self, profile: Profile, max_tokens: int) -> list[float]:
-        """Return the duration of all that depends on the iteration's tokens alone, by tokens."""
-        distinct = expected_distinct(profile.router.popularity, max_tokens).sum(axis=0)
-        experts = self._fans["experts"]
-        return [0.0] + [
-            self._curves["embedding"](tokens)
-            + self._layers
-            * (
-                self._curves["projections"](tokens)
-                + self._curves["router"](tokens)
-                + experts(tokens, float(distinct[tokens]) / self._layers)
-            )
-            for tokens in range(1, max_tokens + 1)
-        ]
+    def _tokens_s(self, tokens: int) -> float:
+        """Return the duration of all that depends on the iteration's tokens alone [s]."""
+        per_layer = sum(self._curves[name](tokens) for name in ("projections", "router", "experts"))
+        return self._curves["embedding"](tokens) + self._layers * per_layer
 
     def iteration_s(self, batch: Batch) -> float:
         """Return the duration of one iteration [s]."""
@@ -123,7 +122,7 @@ class CostModel:
         if decodes:
             asked.decodes.include(decodes)
             asked.context.include(context)
-            intercept, slope = self._decode[decodes]
+            intercept, slope = self._by_decodes[decodes]
             seconds += intercept + slope * context
         return seconds
 
@@ -133,37 +132,22 @@ class CostModel:
         One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers.
         """
         asked = self.asked
-        one = {
-            "embedding": asked.tokens,
-            "projections": asked.tokens,
-            "router": asked.tokens,
-            "head": asked.emitting,
-            "sampling": asked.emitting,
-            "host": asked.sequences,
-        }
+        one = dict.fromkeys(("embedding", "projections", "router", "experts"), asked.tokens)
+        one |= dict.fromkeys(("head", "sampling"), asked.emitting)
+        one["host"] = asked.sequences
         bases = {
             name: self._curves[name].basis(extent.low, extent.high)
             for name, extent in one.items()
-            if extent.high >= extent.low
+            if extent.used
         }
-        two = {
-            "attention_decode": (asked.decodes, asked.context),
-            "attention_prefill": (asked.new_tokens, asked.cached),
-        }
-        for name, (x, y) in two.items():
-            if x.high >= x.low:
-                bases[name] = self._fans[name].basis((x.low, x.high), (y.low, y.high))
-        if asked.tokens.high >= asked.tokens.low:
-            fan = self._fans["experts"]
-            bases["experts"] = fan.intercepts.basis(asked.tokens.low, asked.tokens.high)
+        if asked.decodes.used:
+            bases["attention_decode"] = self._decode.basis(*_ranges(asked.decodes, asked.context))
+        if asked.new_tokens.used:
+            bases["attention_prefill"] = self._prefill.basis(
+                *_ranges(asked.new_tokens, asked.cached)
+            )
         return bases
 
 
-def _curves(profile: Profile) -> tuple[dict[str, Curve], dict[str, Fan]]:
-    curves, fans = {}, {}
-    for name, cells in profile.operations.items():
-        if len(cells[0].at) == 1:
-            curves[name] = Curve.through(cells)
-        else:
-            fans[name] = Fan.through(cells)
-    return curves, fans
+def _ranges(x: Extent, y: Extent) -> tuple[tuple[float, float], tuple[float, float]]:
+    return (x.low, x.high), (y.low, y.high)

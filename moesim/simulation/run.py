@@ -9,6 +9,7 @@ import pandas as pd
 import simpy
 
 from moesim import MODEL_REVISION
+from moesim.cost.curves import WEAKEST
 from moesim.cost.iteration import CostModel
 from moesim.cost.profile import Profile, load_profile
 from moesim.errors import ProfileError
@@ -21,8 +22,6 @@ from moesim.serving.kv_cache import KvCache
 from moesim.serving.metrics import SloTargets, summarise
 from moesim.serving.scheduling import Limits
 from moesim.simulation.replica import Replica
-
-WEAKEST = ("measured", "interpolated", "extrapolated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
