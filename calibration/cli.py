@@ -53,13 +53,15 @@ def progress_bar() -> Iterator[commands.Reporter]:
     It draws twice a second, in the caller's thread: a thread of its own would compete with what is
     being measured for the same cores.
     """
+    console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description:<30}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         auto_refresh=False,
+        disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         drawn_s = 0.0
