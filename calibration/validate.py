@@ -120,9 +120,9 @@ def read_validation(folder: Path) -> Validation:
         raise CalibrationError(
             f"{folder}: no {COMPARISON}; run moesim-calibrate validate --out {folder} first"
         ) from None
-    runs = sorted(folder.glob(measured_file(0).replace("0", "*")))
+    numbers = range(1, 1 + len(list(folder.glob("measured-*.parquet"))))
     return Validation(
-        measured=[read_records(path) for path in runs],
+        measured=[read_records(folder / measured_file(n)) for n in numbers],
         predicted=read_records(folder / PREDICTED),
         comparison=pd.DataFrame(content["comparison"]),
         facts=content["facts"],

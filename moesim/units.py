@@ -9,11 +9,16 @@ _BYTE_SCALES = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration with three significant digits: `0.0123` becomes `12.3 ms`."""
+    """Write a duration with three significant digits.
+
+    >>> format_seconds(0.0123), format_seconds(0.9996), format_seconds(61.2)
+    ('12.3 ms', '1 s', '61.2 s')
+    """
+    rounded = float(f"{seconds:.3g}")
     for scale, unit in _TIME_SCALES:
-        if abs(seconds) >= scale:
-            return f"{seconds / scale:.3g} {unit}" if seconds < 1000 else f"{seconds:.0f} s"
-    return f"{seconds / 1e-6:.3g} us" if seconds else "0 s"
+        if abs(rounded) >= scale:
+            return f"{rounded / scale:.4g} {unit}"
+    return f"{rounded / 1e-6:.3g} us" if rounded else "0 s"
 
 
 def format_bytes(size: float) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moesim.serving.metrics import STATISTICS
-from moesim.views.tables import comparison_rows
+from moesim.views.tables import comparison_rows, headline
 
 LATENCY_LABELS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "turnaround_s": "turnaround"}
 
@@ -38,10 +38,7 @@ def show_comparison(comparison: pd.DataFrame) -> None:
     for row in comparison_rows(comparison):
         table.add_row(*row)
     console.print(table)
-    close = int(comparison["close"].sum())
-    console.print(
-        f"{close} of {len(comparison)} figures within 15 % or twice the run-to-run spread"
-    )
+    console.print(headline(comparison))
 
 
 def _groups(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -1,0 +1,5 @@
+"""The dashboard: `streamlit run app.py`."""
+
+from moesim.dashboard.page import main
+
+main()

@@ -1,0 +1,93 @@
+"""A validation folder: one workload served for real and predicted, as `make demo` leaves it.
+
+| file | holds |
+|---|---|
+| comparison.json | `comparison` (rows of `moesim.evidence.compare`), `facts`, `notes` |
+| measured-1.parquet, ... | the record table of each real run |
+| predicted.parquet | the record table of the prediction |
+| profile.json | the profile behind the prediction, where it was made there too |
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moesim.errors import ScenarioError
+from moesim.evidence.compare import COLUMNS
+from moesim.serving.records import read_records
+
+COMPARISON = "comparison.json"
+PROFILE = "profile.json"
+FOLDER_VARIABLE = "MOESIM_DEMO"
+NUMBERS = ["measured", "predicted", "error", "spread"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Real runs beside their prediction."""
+
+    comparison: pd.DataFrame
+    measured: list[pd.DataFrame]
+    predicted: pd.DataFrame
+    facts: dict[str, str]
+    notes: list[str]
+
+
+def default_folder() -> Path:
+    """Return where `make demo` leaves its results, unless MOESIM_DEMO names another folder."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or "demo")
+
+
+def load_validation(folder: Path) -> Validation:
+    """Load a validation folder; ScenarioError names the file that is missing or broken."""
+    content = _read_json(folder / COMPARISON)
+    runs = sorted(folder.glob("measured-*.parquet"), key=_run_number)
+    if not runs:
+        raise ScenarioError(f"{folder}: no measured-1.parquet; validate again")
+    return Validation(
+        comparison=_comparison(content.get("comparison"), folder / COMPARISON),
+        measured=[read_records(path) for path in runs],
+        predicted=read_records(folder / "predicted.parquet"),
+        facts={str(name): str(value) for name, value in dict(content.get("facts") or {}).items()},
+        notes=[str(note) for note in content.get("notes") or []],
+    )
+
+
+def named_tables(measured: list[pd.DataFrame], predicted: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Name the tables as charts show them: `measured 1`, ..., `predicted`."""
+    runs = {f"measured {number}": table for number, table in enumerate(measured, start=1)}
+    return {**runs, "predicted": predicted}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as wrong:
+        raise ScenarioError(f"{path}: not readable ({wrong}); validate again") from None
+    if not isinstance(content, dict):
+        raise ScenarioError(f"{path}: expected comparison, facts and notes; validate again")
+    return content
+
+
+def _comparison(rows: Any, path: Path) -> pd.DataFrame:
+    expected = ", ".join(COLUMNS)
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and set(COLUMNS) <= set(row) for row in rows
+    ):
+        raise ScenarioError(f"{path}: comparison: expected rows of {expected}; validate again")
+    try:
+        # JSON has no NaN: the spread of a single run is null there.
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
+            {**dict.fromkeys(NUMBERS, float), "close": bool}
+        )
+    except (TypeError, ValueError) as wrong:
+        raise ScenarioError(f"{path}: comparison: {wrong}; validate again") from None
+
+
+def _run_number(path: Path) -> tuple[int, str]:
+    number = path.stem.removeprefix("measured-")
+    return (int(number) if number.isdigit() else 0, number)

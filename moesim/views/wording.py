@@ -1,0 +1,72 @@
+"""The names and units under which figures are shown, the same in tables, charts and reports."""
+
+from collections.abc import Sequence
+
+MISSING = "–"
+"""Shown where a figure does not exist: no request completed, or a single run has no spread."""
+
+LABELS = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "turnaround_s": "Turnaround",
+    "throughput_rps": "Throughput",
+    "goodput_rps": "Goodput",
+    "output_tokens_per_s": "Output tokens",
+}
+
+LONG_LABELS = {
+    "ttft_s": "Time to first token (TTFT)",
+    "tpot_s": "Time per output token (TPOT)",
+    "turnaround_s": "Turnaround",
+}
+
+RATE_UNITS = {"throughput_rps": "req/s", "goodput_rps": "req/s", "output_tokens_per_s": "tokens/s"}
+
+GLOSSARY = {
+    "TTFT": "Time to first token: from a request's arrival to the first token of its answer.",
+    "TPOT": "Time per output token: the mean gap between a request's tokens after the first.",
+    "Turnaround": "From a request's arrival to the last token of its answer.",
+    "p50, p90, p95, p99": "Percentiles: p99 is what 99 of 100 requests stay at or below.",
+    "Throughput": "Requests completed per second, from the first arrival to the last token.",
+    "Error": "Predicted over measured, minus one; measured is the mean of the real runs.",
+    "Spread": (
+        "The largest minus the smallest of the real runs, over their mean: how far the same "
+        "workload on the same machine differs from itself."
+    ),
+    "Close": "The error is at most 15 %, or at most twice the spread.",
+}
+
+
+def figure_name(metric: str, statistic: str) -> str:
+    """Name a compared figure: `TTFT p99`; a rate has one statistic, which is left out."""
+    label = LABELS.get(metric, metric)
+    return label if metric in RATE_UNITS else f"{label} {statistic}"
+
+
+def time_unit(seconds: float) -> tuple[str, float]:
+    """Return the unit in which a duration reads well, and how many of it are in a second."""
+    return ("s", 1.0) if seconds >= 1 else ("ms", 1e3)
+
+
+def rounded(value: float) -> str:
+    """Write three significant digits, and whole numbers from a thousand on."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def in_units(metric: str, values: Sequence[float | None]) -> list[str]:
+    """Write figures of one metric in one unit, so that they compare at a glance."""
+    known = [value for value in values if value is not None and value == value]
+    unit, per_second = (
+        (RATE_UNITS[metric], 1.0) if metric in RATE_UNITS else time_unit(max(known, default=0.0))
+    )
+    return [
+        f"{rounded(value * per_second)} {unit}" if value is not None and value == value else MISSING
+        for value in values
+    ]
+
+
+def percent(share: float | None, *, signed: bool = False) -> str:
+    """Write a share in percent with one decimal: `0.081` becomes `8.1 %`."""
+    if share is None or share != share:
+        return MISSING
+    return f"{100 * share:{'+' if signed else ''},.1f} %"

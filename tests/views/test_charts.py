@@ -1,0 +1,126 @@
+"""Charts: the numbers in them, their units, and that the same name looks the same everywhere."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moesim.evidence.compare import compare
+from moesim.views.charts import MOST_POINTS, errors, latency_cdf, running_over_time
+from moesim.views.tables import comparison_rows
+
+
+def test_cdf_reaches_each_share_at_its_latency(records: pd.DataFrame) -> None:
+    curve = latency_cdf({"predicted": records}, "ttft_s").data[0]
+    assert list(curve.x) == [1, 2, 3]
+    assert list(curve.y) == pytest.approx([100 / 3, 200 / 3, 100])
+
+
+def test_short_latencies_are_in_milliseconds(records: pd.DataFrame) -> None:
+    quick = records.assign(
+        first_token_s=records["arrival_s"] + (records["first_token_s"] - records["arrival_s"]) / 100
+    )
+    figure = latency_cdf({"predicted": quick}, "ttft_s")
+    assert figure.layout.xaxis.title.text == "TTFT [ms]"
+    assert list(figure.data[0].x) == pytest.approx([10, 20, 30])
+
+
+@pytest.mark.parametrize("metric", ["ttft_s", "tpot_s", "turnaround_s"])
+def test_every_axis_names_its_unit(records: pd.DataFrame, metric: str) -> None:
+    layout = latency_cdf({"predicted": records}, metric).layout
+    assert layout.xaxis.title.text.endswith("[s]")
+    assert layout.yaxis.title.text == "Requests [%]"
+    assert layout.title.text
+
+
+def test_a_table_without_requests_draws_an_empty_curve(records: pd.DataFrame) -> None:
+    figure = latency_cdf({"measured 1": records.iloc[:0], "predicted": records}, "tpot_s")
+    assert [len(curve.x) for curve in figure.data] == [0, 2]
+
+
+def test_targets_are_lines_named_when_they_differ(records: pd.DataFrame) -> None:
+    def texts(targets: dict[str, float | None]) -> list[str]:
+        layout = latency_cdf({"predicted": records}, "ttft_s", targets).layout
+        return [note.text for note in layout.annotations]
+
+    assert texts({"chat": 2.0, "code": 2.0}) == ["target"]
+    assert texts({"chat": 2.0, "code": 1.0}) == ["chat", "code"]
+    assert texts({"chat": None, "code": 1000.0}) == []
+
+
+def test_running_counts_arrivals_less_finishes_without_the_refused(records: pd.DataFrame) -> None:
+    curve = running_over_time({"predicted": records}).data[0]
+    assert list(zip(curve.x, curve.y, strict=True)) == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (3, 2),
+        (4, 1),
+        (5, 0),
+    ]
+
+
+def test_a_name_looks_the_same_in_every_chart(records: pd.DataFrame) -> None:
+    tables = {"measured 1": records, "measured 2": records, "predicted": records}
+    looks = [
+        [(curve.name, curve.line.color, curve.line.dash) for curve in figure.data]
+        for figure in (latency_cdf(tables, "ttft_s"), running_over_time(tables))
+    ]
+    assert looks[0] == looks[1]
+    assert [dash for _, _, dash in looks[0]] == ["solid", "solid", "dash"]
+    assert len({colour for _, colour, _ in looks[0]}) == 3
+
+
+def test_long_runs_are_thinned_but_keep_their_ends(records: pd.DataFrame) -> None:
+    served = records.iloc[:3]
+    many = pd.concat([served] * 2000, ignore_index=True)
+    curve = latency_cdf({"predicted": many}, "ttft_s").data[0]
+    assert len(curve.x) <= MOST_POINTS
+    assert curve.y[-1] == 100
+    assert np.all(np.diff(curve.x) >= 0)
+
+
+def test_errors_are_in_percent_beside_the_spread(
+    records: pd.DataFrame, slower: pd.DataFrame
+) -> None:
+    figure = errors(compare([records, slower], records))
+    by_name = {trace.name: trace for trace in figure.data}
+    where = list(by_name["error, close"].y).index("TTFT mean")
+    assert by_name["error, close"].x[where] == pytest.approx(100 * (2 / 2.25 - 1))
+    assert "± run-to-run spread" in by_name
+    assert figure.layout.shapes[0].x1 == pytest.approx(15)
+
+
+def test_figures_that_are_off_have_another_symbol(
+    records: pd.DataFrame, slower: pd.DataFrame
+) -> None:
+    figure = errors(compare([slower], records))
+    symbols = {trace.name: trace.marker.symbol for trace in figure.data}
+    assert symbols["error, off"] == "x"
+    assert "± run-to-run spread" not in symbols
+
+
+def test_a_comparison_read_from_json_draws_too(records: pd.DataFrame) -> None:
+    read = pd.DataFrame(json.loads(compare([records], records).to_json(orient="records")))
+    assert [trace.name for trace in errors(read).data] == ["error, close"]
+    assert {row[4] for row in comparison_rows(read)} == {"–"}
+
+
+def test_without_plotly_the_command_to_install_it_is_named() -> None:
+    """A None in sys.modules makes the import fail as if plotly were not installed."""
+    code = (
+        "import sys; sys.modules['plotly'] = None\n"
+        "from moesim.errors import MoesimError\n"
+        "try:\n    import moesim.views.charts\n"
+        "except MoesimError as wrong:\n    print(wrong)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'moesim[dashboard]'" in run.stdout
+
+
+def test_tables_need_no_plotly() -> None:
+    code = "import sys; sys.modules['plotly'] = None\nimport moesim.views.tables\n"
+    subprocess.run([sys.executable, "-c", code], check=True)
