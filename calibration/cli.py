@@ -129,8 +129,10 @@ def profile(
         print(json.dumps({"profile": str(out), **verdict.model_dump()}, indent=1))
         return
     word = "stable" if verdict.stable else "NOT stable"
-    print(f"{out}: {word}; {verdict.unstable_cells} of {verdict.cells} points spread too widely, ")
-    print(f"  drift {100 * verdict.drift:.0f} %, {made.kv.num_blocks} KV blocks")
+    print(
+        f"{out}: {word}; {verdict.unstable_cells} of {verdict.cells} points spread too widely, "
+        f"drift {100 * verdict.drift:.0f} %, {made.kv.num_blocks} KV blocks"
+    )
     if verdict.iteration_error_p50 is not None and verdict.iteration_error_p90 is not None:
         print(
             "  whole iterations the tables had not seen: error "

@@ -1,7 +1,7 @@
 """The shipped data by name: `demo-moe`, `a100-sxm-80gb`, `quickstart`; or any path.
 
-A name is looked up in the package `moesim.data`; whatever has a path separator or a suffix, or
-exists on disk, is a path.
+A file that exists is taken as a path, for models a folder too; any other name is looked up in the
+package `moesim.data`.
 """
 
 from importlib.resources import files
@@ -35,7 +35,7 @@ def locate(folder: str, name: str, *, relative_to: Path | None = None) -> Path:
     Raises ScenarioError with the names that exist.
     """
     for candidate in (Path(name), (relative_to or Path()) / name):
-        if candidate.exists() and (candidate.suffix or candidate.is_dir()):
+        if candidate.is_file() or (folder == "models" and candidate.is_dir()):
             return candidate
     known = shipped(folder)
     if name in known:
