@@ -32,8 +32,8 @@ from moesim.requests import Request, requests_of
 from moesim.scenario import Scenario
 from moesim.serving.records import read_records, write_records
 from moesim.serving.scheduling import Limits
-from moesim.simulation.replica import record_of
 from moesim.simulation.run import Result, limits_of, simulate
+from moesim.simulation.stepwise import record_of
 from moesim.units import format_bytes, format_seconds
 
 STATE = "validation.json"

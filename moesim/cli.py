@@ -36,6 +36,9 @@ def simulate(
         typer.Option(help="Write records.parquet, metrics.json and scenario.yaml here."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    stepwise: Annotated[
+        bool, typer.Option("--stepwise", help="Run every iteration one by one: slow, a check.")
+    ] = False,
 ) -> None:
     """Simulate a scenario."""
     from moesim.cost.profile import load_profile
@@ -46,7 +49,7 @@ def simulate(
 
     written = load_scenario(scenario)
     given = {name: load_profile(profile) for name in written.models} if profile else {}
-    result = run_simulation(written, given, seed)
+    result = run_simulation(written, given, seed, stepwise=stepwise)
     metrics = result.metrics()
     if out is not None:
         write_records(result.records, out / "records.parquet")

@@ -29,32 +29,48 @@ class Request:
     output_tokens: int
 
 
-def requests_of(scenario: Scenario, seed: int) -> list[Request]:
-    """Draw a scenario's requests in order of arrival, numbered from 0.
+COLUMNS = ("tenant", "model", "arrival_s", "prompt_tokens", "output_tokens")
+
+
+def draw_requests(scenario: Scenario, seed: int) -> pd.DataFrame:
+    """Draw a scenario's requests in order of arrival, columns as in `Request`, numbered from 0.
 
     Raises ScenarioError when there is not one request.
     """
     frames = [
         _tenant_requests(name, tenant, scenario, seed) for name, tenant in scenario.tenants.items()
     ]
-    merged = pd.concat(frames).sort_values("arrival_s", kind="stable")
+    merged = frames[0] if len(frames) == 1 else pd.concat(frames)
     if merged.empty:
         raise ScenarioError(
             f"scenario {scenario.name}: duration_s: {scenario.duration_s:g}: no request arrives; "
             "make it longer or raise a rate"
         )
-    columns = (merged[name].tolist() for name in merged)
+    if len(frames) > 1:
+        merged = merged.sort_values("arrival_s", kind="stable", ignore_index=True)
+    merged.insert(0, "request_id", np.arange(len(merged)))
+    return merged
+
+
+def requests_of(scenario: Scenario, seed: int) -> list[Request]:
+    """Draw a scenario's requests as objects."""
+    return requests_from(draw_requests(scenario, seed))
+
+
+def requests_from(frame: pd.DataFrame) -> list[Request]:
+    """Return the rows of a frame of requests as objects, for the engine and for stepping."""
+    columns = (frame[name].tolist() for name in ("request_id", *COLUMNS))
     return [
         Request(
-            request_id=number,
+            request_id=request_id,
             tenant=tenant,
             model=model,
             arrival_s=arrival_s,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
         )
-        for number, (tenant, model, arrival_s, prompt_tokens, output_tokens) in enumerate(
-            zip(*columns, strict=True)
+        for request_id, tenant, model, arrival_s, prompt_tokens, output_tokens in zip(
+            *columns, strict=True
         )
     ]
 

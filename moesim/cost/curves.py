@@ -47,11 +47,11 @@ class Curve:
         left = right - 1
         return ys[left] + (ys[right] - ys[left]) * (x - xs[left]) / (xs[right] - xs[left])
 
-    def basis(self, low: float, high: float) -> str:
-        """Say what an answer between `low` and `high` rests on."""
-        if high > self.xs[-1] or low < self.xs[0]:
+    def basis(self, reached: float) -> str:
+        """Say what answers up to `reached` rest on; below the first point it still holds."""
+        if reached > self.xs[-1]:
             return "extrapolated"
-        return "measured" if low == high and low in self.xs else "interpolated"
+        return "measured" if reached <= self.xs[0] else "interpolated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,11 @@ class Fan:
     """Duration over two coordinates: at each first coordinate a straight line over the second.
 
     Intercepts and slopes are never negative, and the duration rises with the first coordinate, both
-    at zero and at `reach`, the second coordinate up to which every line was measured.
+    at zero and where the shortest of the lines was last measured. `high` is where the longest was.
     """
 
     intercepts: Curve
     slopes: Curve
-    low: float
     high: float
 
     @classmethod
@@ -77,9 +76,9 @@ class Fan:
         intercepts = _rising([a for a, _ in lines])
         ends = _rising([a + b * reach for a, b in lines])
         slopes = tuple((e - a) / reach for a, e in zip(intercepts, ends, strict=True))
-        seconds = [cell.at[1] for cell in cells]
         xs = tuple(rows)
-        return cls(Curve(xs, intercepts), Curve(xs, slopes), min(seconds), max(seconds))
+        high = max(cell.at[1] for cell in cells)
+        return cls(Curve(xs, intercepts), Curve(xs, slopes), high)
 
     def __call__(self, x: float, y: float) -> float:
         """Return the duration at `(x, y)` [s]."""
@@ -90,12 +89,9 @@ class Fan:
         """Return intercept [s] and slope [s per unit] of the line at `x`."""
         return self.intercepts(x), max(0.0, self.slopes(x))
 
-    def basis(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
-        """Say what answers inside these ranges rest on."""
-        if y_range[0] < self.low or y_range[1] > self.high:
-            return "extrapolated"
-        first = self.intercepts.basis(*x_range)
-        return "interpolated" if first == "measured" and y_range[0] != y_range[1] else first
+    def basis(self, x: float, y: float) -> str:
+        """Say what answers up to `(x, y)` rest on."""
+        return "extrapolated" if y > self.high else self.intercepts.basis(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +103,6 @@ class Sheet:
 
     xs: tuple[float, ...]
     rows: tuple[Curve, ...]
-    low: float
-    high: float
 
     @classmethod
     def through(cls, cells: Sequence[Cell]) -> "Sheet":
@@ -118,7 +112,7 @@ class Sheet:
         curves = [curve_of(points) for points in by_row.values()]
         values = np.maximum.accumulate([[curve(y) for y in ys] for curve in curves], axis=0)
         rows = tuple(Curve(ys, tuple(map(float, row))) for row in values)
-        return cls(tuple(by_row), rows, ys[0], ys[-1])
+        return cls(tuple(by_row), rows)
 
     def __call__(self, x: float, y: float) -> float:
         """Return the duration at `(x, y)` [s]."""
@@ -129,13 +123,9 @@ class Sheet:
         before, after = self.rows[right - 1](y), self.rows[right](y)
         return before + (after - before) * (x - xs[right - 1]) / (xs[right] - xs[right - 1])
 
-    def basis(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
-        """Say what answers inside these ranges rest on."""
-        return max(
-            Curve(self.xs, self.xs).basis(*x_range),
-            Curve((self.low, self.high), (0.0, 0.0)).basis(*y_range),
-            key=WEAKEST.index,
-        )
+    def basis(self, x: float, y: float) -> str:
+        """Say what answers up to `(x, y)` rest on."""
+        return max(Curve(self.xs, self.xs).basis(x), self.rows[0].basis(y), key=WEAKEST.index)
 
 
 def rows_of(cells: Sequence[Cell]) -> dict[float, list[tuple[float, float]]]:

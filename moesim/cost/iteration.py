@@ -9,45 +9,49 @@ T counts all tokens of the mixed batch: prefill and decode share one pass. Decod
 linear in the summed context, so its duration over many iterations has a closed form.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moesim.cost.curves import Curve, Fan, Sheet
 from moesim.cost.experts import experts_curve
 from moesim.cost.profile import COORDINATES, Profile
 from moesim.serving.scheduling import Batch
 
-
-@dataclass(slots=True)
-class Extent:
-    """The range of a coordinate that was asked for."""
-
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def include(self, value: float) -> None:
-        """Widen the range to hold `value`."""
-        if value < self.low:
-            self.low = value
-        if value > self.high:
-            self.high = value
-
-    @property
-    def used(self) -> bool:
-        """Whether anything was included."""
-        return self.high >= self.low
+Tables = tuple[list[float], list[float], list[float], list[tuple[float, float]]]
+"""Seconds by sequences, by tokens, by emitting sequences; intercept and slope by decodes."""
 
 
 @dataclass(slots=True)
 class Asked:
-    """What a simulation asked of a cost model; says on what its answers rest."""
+    """The largest of each coordinate that was asked of a cost model; 0 if none was."""
 
-    tokens: Extent = field(default_factory=Extent)
-    sequences: Extent = field(default_factory=Extent)
-    emitting: Extent = field(default_factory=Extent)
-    decodes: Extent = field(default_factory=Extent)
-    context: Extent = field(default_factory=Extent)
-    new_tokens: Extent = field(default_factory=Extent)
-    cached: Extent = field(default_factory=Extent)
+    tokens: int = 0
+    sequences: int = 0
+    emitting: int = 0
+    decodes: int = 0
+    context: int = 0
+    new_tokens: int = 0
+    cached: int = 0
+
+    def include(
+        self,
+        *,
+        tokens: int = 0,
+        sequences: int = 0,
+        emitting: int = 0,
+        decodes: int = 0,
+        context: int = 0,
+    ) -> None:
+        """Reach at least as far as this."""
+        if tokens > self.tokens:
+            self.tokens = tokens
+        if sequences > self.sequences:
+            self.sequences = sequences
+        if emitting > self.emitting:
+            self.emitting = emitting
+        if decodes > self.decodes:
+            self.decodes = decodes
+        if context > self.context:
+            self.context = context
 
 
 class CostModel:
@@ -77,6 +81,12 @@ class CostModel:
         ]
         lines = [self._decode.line(n) for n in sequences]
         self._by_decodes = [(self._layers * a, self._layers * b) for a, b in lines]
+        self._by_decodes[0] = (0.0, 0.0)
+
+    @property
+    def tables(self) -> Tables:
+        """Return the durations laid out over whole numbers, for a loop that adds them up itself."""
+        return self._by_sequences, self._by_tokens, self._by_emitting, self._by_decodes
 
     def _tokens_s(self, tokens: int) -> float:
         """Return the duration of all that depends on the iteration's tokens alone [s]."""
@@ -101,8 +111,10 @@ class CostModel:
 
     def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
         """Return the attention of one chunk over all layers [s]."""
-        self.asked.new_tokens.include(new_tokens)
-        self.asked.cached.include(cached)
+        if new_tokens > self.asked.new_tokens:
+            self.asked.new_tokens = new_tokens
+        if cached > self.asked.cached:
+            self.asked.cached = cached
         return self._layers * self._prefill(new_tokens, cached)
 
     def but_prefill_attention_s(
@@ -112,19 +124,21 @@ class CostModel:
 
         `context` is summed over the `decodes` sequences, the new token of each included.
         """
-        asked = self.asked
-        asked.tokens.include(tokens)
-        asked.sequences.include(sequences)
-        seconds = self._by_sequences[sequences] + self._by_tokens[tokens]
-        if emitting:
-            asked.emitting.include(emitting)
-            seconds += self._by_emitting[emitting]
-        if decodes:
-            asked.decodes.include(decodes)
-            asked.context.include(context)
-            intercept, slope = self._by_decodes[decodes]
-            seconds += intercept + slope * context
-        return seconds
+        self.asked.include(
+            tokens=tokens,
+            sequences=sequences,
+            emitting=emitting,
+            decodes=decodes,
+            context=context,
+        )
+        intercept, slope = self._by_decodes[decodes]
+        return (
+            self._by_sequences[sequences]
+            + self._by_tokens[tokens]
+            + self._by_emitting[emitting]
+            + intercept
+            + slope * context
+        )
 
     def basis(self) -> dict[str, str]:
         """Say for each operation asked for whether its answers were measured or not.
@@ -132,22 +146,12 @@ class CostModel:
         One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers.
         """
         asked = self.asked
-        one = dict.fromkeys(("embedding", "projections", "router", "experts"), asked.tokens)
-        one |= dict.fromkeys(("head", "sampling"), asked.emitting)
-        one["host"] = asked.sequences
-        bases = {
-            name: self._curves[name].basis(extent.low, extent.high)
-            for name, extent in one.items()
-            if extent.used
-        }
-        if asked.decodes.used:
-            bases["attention_decode"] = self._decode.basis(*_ranges(asked.decodes, asked.context))
-        if asked.new_tokens.used:
-            bases["attention_prefill"] = self._prefill.basis(
-                *_ranges(asked.new_tokens, asked.cached)
-            )
+        reached = dict.fromkeys(("embedding", "projections", "router", "experts"), asked.tokens)
+        reached |= dict.fromkeys(("head", "sampling"), asked.emitting)
+        reached["host"] = asked.sequences
+        bases = {name: self._curves[name].basis(most) for name, most in reached.items() if most}
+        if asked.decodes:
+            bases["attention_decode"] = self._decode.basis(asked.decodes, asked.context)
+        if asked.new_tokens:
+            bases["attention_prefill"] = self._prefill.basis(asked.new_tokens, asked.cached)
         return bases
-
-
-def _ranges(x: Extent, y: Extent) -> tuple[tuple[float, float], tuple[float, float]]:
-    return (x.low, x.high), (y.low, y.high)

@@ -147,19 +147,23 @@ class Scheduler:
 
     def advance(self, batch: Batch) -> tuple[list[Sequence], list[Sequence]]:
         """Account for an iteration that ran; return who emitted a token and who finished."""
-        emitted, finished = [], []
+        emitted = []
         for chunk in batch.chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.new_tokens
             if sequence.computed == sequence.prompt_tokens + sequence.generated:
                 sequence.generated += 1
                 emitted.append(sequence)
-                if sequence.finished:
-                    self._release(sequence)
-                    finished.append(sequence)
+        return emitted, self.retire()
+
+    def retire(self) -> list[Sequence]:
+        """Free the blocks of every running sequence that is finished, and return those."""
+        finished = [sequence for sequence in self.running if sequence.finished]
+        for sequence in finished:
+            self._release(sequence)
         if finished:
             self.running = [sequence for sequence in self.running if not sequence.finished]
-        return emitted, finished
+        return finished
 
     def cancel(self, sequence: Sequence) -> None:
         """Drop a sequence, waiting or running, and free its blocks."""

@@ -1,16 +1,28 @@
-"""A replica: the shared scheduler, driven by durations from the cost model instead of tensors."""
+"""A replica: one model on one slice, and what it made of its requests."""
 
-from collections import deque
-from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
-import simpy
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from moesim.cost.iteration import CostModel
-from moesim.requests import Request
 from moesim.serving.kv_cache import KvCache
-from moesim.serving.records import Ledger, Record
-from moesim.serving.scheduling import Limits, Scheduler, Sequence, refusal
+from moesim.serving.records import COLUMNS, COMPLETED, REFUSED
+from moesim.serving.scheduling import Limits, refusal
+from moesim.simulation.ahead import can_run_ahead, run_ahead
+from moesim.simulation.course import Course, Stream
+from moesim.simulation.pressure import Pressed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """What a replica is made of."""
+
+    name: str
+    limits: Limits
+    cache: KvCache
+    cost: CostModel
 
 
 @dataclass(slots=True)
@@ -22,91 +34,96 @@ class Usage:
     busy_s: float = 0.0
     batched_tokens: int = 0
     peak_running: int = 0
-    peak_kv_blocks: int = 0
     kv_blocks: int = 0
 
 
-class Replica:
-    """One model on one slice; serves its requests in order of arrival until none is left.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a replica made of its requests."""
 
-    The requests of an open-loop stream are known beforehand, so the process looks ahead for the
-    next arrival itself; simpy carries its iterations and its waiting.
-    """
-
-    def __init__(
-        self,
-        env: simpy.Environment,
-        name: str,
-        requests: Iterable[Request],
-        *,
-        limits: Limits,
-        cache: KvCache,
-        cost: CostModel,
-    ) -> None:
-        self.ledger = Ledger()
-        self.cost = cost
-        self.usage = Usage(name, kv_blocks=cache.num_blocks)
-        self._env = env
-        self._limits = limits
-        self._cache = cache
-        self._scheduler = Scheduler(limits, cache)
-        self._arriving = deque(requests)
-        env.process(self._serve())
-
-    def _serve(self) -> Generator[simpy.Event, None, None]:
-        while True:
-            self._receive()
-            if self._scheduler.idle:
-                if not self._arriving:
-                    return
-                yield self._env.timeout(max(0.0, self._arriving[0].arrival_s - self._env.now))
-                continue
-            yield from self._iterate()
-
-    def _receive(self) -> None:
-        while self._arriving and self._arriving[0].arrival_s <= self._env.now:
-            request = self._arriving.popleft()
-            self.ledger.open(record_of(request, self.usage.replica))
-            reason = refusal(
-                request.prompt_tokens, request.output_tokens, self._limits, self._cache
-            )
-            if reason:
-                self.ledger.refuse(request.request_id, reason)
-            else:
-                self._scheduler.submit(sequence_of(request))
-
-    def _iterate(self) -> Generator[simpy.Event, None, None]:
-        batch = self._scheduler.schedule()
-        self.ledger.scheduled(batch, self._env.now)
-        duration_s = self.cost.iteration_s(batch)
-        self._account(batch.tokens, duration_s)
-        yield self._env.timeout(duration_s)
-        emitted, finished = self._scheduler.advance(batch)
-        self.ledger.advanced(emitted, finished, self._env.now)
-
-    def _account(self, tokens: int, duration_s: float) -> None:
-        usage = self.usage
-        usage.iterations += 1
-        usage.busy_s += duration_s
-        usage.batched_tokens += tokens
-        usage.peak_running = max(usage.peak_running, len(self._scheduler.running))
-        used = self._cache.num_blocks - self._cache.free_blocks
-        usage.peak_kv_blocks = max(usage.peak_kv_blocks, used)
+    records: pd.DataFrame
+    usage: Usage
+    basis: dict[str, str]
 
 
-def record_of(request: Request, replica: str) -> Record:
-    """Open the record of a request that reaches a replica."""
-    return Record(
-        request_id=request.request_id,
-        tenant=request.tenant,
-        model=request.model,
-        replica=replica,
-        arrival_s=request.arrival_s,
-        prompt_tokens=request.prompt_tokens,
-        output_tokens=request.output_tokens,
+def serve(replica: Replica, requests: pd.DataFrame) -> Served:
+    """Serve an open-loop stream, which nothing outside can disturb, in jumps."""
+    refused = _refused(replica, requests)
+    accepted = requests if not refused.any() else requests[~refused]
+    stream = Stream.of(accepted, replica.cache)
+    course = Course()
+    parts = (stream, course, replica.limits, replica.cache, replica.cost)
+    if can_run_ahead(replica.limits):
+        while not run_ahead(*parts) and not Pressed(*parts).run():
+            pass
+    else:
+        Pressed(*parts).run(stay=True)
+    return Served(
+        records=_records(replica, requests, refused, stream),
+        usage=Usage(
+            replica=replica.name,
+            iterations=course.iterations,
+            busy_s=course.busy_s,
+            batched_tokens=course.batched_tokens,
+            peak_running=course.peak_running,
+            kv_blocks=replica.cache.num_blocks,
+        ),
+        basis=replica.cost.basis(),
     )
 
 
-def sequence_of(request: Request) -> Sequence:
-    """Return the scheduler's view of a request."""
-    return Sequence(request.request_id, request.prompt_tokens, request.output_tokens)
+def _refused(replica: Replica, requests: pd.DataFrame) -> NDArray[np.bool]:
+    """Say for each request whether it can never be served; the rules are `refusal`'s."""
+    limits, cache = replica.limits, replica.cache
+    longest = min(limits.max_model_len, cache.num_blocks * cache.block_size + 1)
+    prompt = requests["prompt_tokens"].to_numpy()
+    output = requests["output_tokens"].to_numpy()
+    suspects: NDArray[np.bool] = (prompt < 1) | (output < 1) | (prompt + output > longest)
+    for index in np.flatnonzero(suspects):
+        suspects[index] = _reason(replica, int(prompt[index]), int(output[index])) is not None
+    return suspects
+
+
+def _reason(replica: Replica, prompt: int, output: int) -> str | None:
+    return refusal(prompt, output, replica.limits, replica.cache)
+
+
+def _records(
+    replica: Replica,
+    requests: pd.DataFrame,
+    refused: NDArray[np.bool],
+    stream: Stream,
+) -> pd.DataFrame:
+    """Lay the stream's outcome out as a record table, refused requests among the others."""
+    count = len(requests)
+    served = ~refused
+    times = {}
+    for name in ("scheduled_s", "first_token_s", "finish_s"):
+        times[name] = np.full(count, np.nan)
+        times[name][served] = getattr(stream, name)
+    preemptions = np.zeros(len(stream), dtype=np.int64)
+    preemptions[list(stream.preemptions)] = list(stream.preemptions.values())
+    preempted = np.zeros(count, dtype=np.int64)
+    preempted[served] = preemptions
+    lengths = zip(requests["prompt_tokens"], requests["output_tokens"], strict=True)
+    details = [""] * count
+    if refused.any():
+        pairs = list(lengths)
+        for index in np.flatnonzero(refused):
+            details[index] = _reason(replica, *pairs[index]) or ""
+    columns = {
+        "request_id": requests["request_id"].to_numpy(),
+        "tenant": requests["tenant"].array,
+        "model": requests["model"].array,
+        "replica": replica.name,
+        "arrival_s": requests["arrival_s"].to_numpy(),
+        **times,
+        "prompt_tokens": requests["prompt_tokens"].to_numpy(),
+        "output_tokens": requests["output_tokens"].to_numpy(),
+        "preemptions": preempted,
+        "swaps": 0,
+        "expert_misses": 0,
+        "outcome": np.where(refused, REFUSED, COMPLETED),
+        "detail": details,
+    }
+    return pd.DataFrame(columns, columns=list(COLUMNS))

@@ -1,12 +1,11 @@
 """Run a scenario: `simulate(scenario, profiles, seed) -> Result`, pure and deterministic."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-import simpy
 
 from moesim import MODEL_REVISION
 from moesim.cost.curves import WEAKEST
@@ -16,12 +15,13 @@ from moesim.errors import ProfileError
 from moesim.facts.catalog import load_device, load_model
 from moesim.facts.memory import place_replica
 from moesim.facts.models import ModelSpec
-from moesim.requests import Request, requests_of
+from moesim.requests import draw_requests
 from moesim.scenario import Scenario
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.metrics import SloTargets, summarise
 from moesim.serving.scheduling import Limits
-from moesim.simulation.replica import Replica
+from moesim.simulation.replica import Replica, Usage, serve
+from moesim.simulation.stepwise import step_through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,32 +51,36 @@ class Result:
 
 
 def simulate(
-    scenario: Scenario, profiles: Mapping[str, Profile] | None = None, seed: int = 0
+    scenario: Scenario,
+    profiles: Mapping[str, Profile] | None = None,
+    seed: int = 0,
+    *,
+    stepwise: bool = False,
 ) -> Result:
     """Simulate a scenario from the first arrival to the last token.
 
-    `profiles` replaces the profiles that the scenario names, by model. Raises ProfileError where a
-    profile is of another model's shape or does not reach far enough, ScenarioError (CapacityError)
-    where the scenario cannot run.
+    `profiles` replaces the profiles that the scenario names, by model. `stepwise` runs every
+    iteration one by one, as a check on jumping; the records are the same to rounding. Raises
+    ProfileError where a profile is of another model's shape or does not reach far enough,
+    ScenarioError (CapacityError) where the scenario cannot run.
     """
     started = time.perf_counter()
     profiles = load_profiles(scenario, profiles or {})
-    requests = requests_of(scenario, seed)
-    env = simpy.Environment()
-    replicas = [
-        replica
+    requests = draw_requests(scenario, seed)
+    served = [
+        (step_through if stepwise else serve)(replica, mine)
         for model, profile in profiles.items()
-        for replica in _replicas(env, scenario, model, profile, requests)
+        for replica, mine in _replicas(scenario, model, profile, requests)
     ]
-    env.run()
-    records = pd.concat([replica.ledger.frame() for replica in replicas])
+    tables = [part.records for part in served if len(part.records)]
+    records = pd.concat(tables) if len(tables) > 1 else tables[0]
     records = records.sort_values("request_id", kind="stable", ignore_index=True)
-    basis = _weakest([replica.cost.basis() for replica in replicas])
+    basis = _weakest([part.basis for part in served])
     return Result(
         scenario=scenario.name,
         seed=seed,
         records=records,
-        replicas=_usage_frame(replicas, records),
+        replicas=_usage_frame([part.usage for part in served], records),
         basis=basis,
         warnings=tuple(_warnings(profiles, basis)),
         slos=scenario.slos,
@@ -113,13 +117,10 @@ def limits_of(scenario: Scenario, spec: ModelSpec) -> Limits:
 
 
 def _replicas(
-    env: simpy.Environment,
-    scenario: Scenario,
-    model: str,
-    profile: Profile,
-    requests: list[Request],
-) -> list[Replica]:
-    mine = [request for request in requests if request.model == model]
+    scenario: Scenario, model: str, profile: Profile, requests: pd.DataFrame
+) -> Iterator[tuple[Replica, pd.DataFrame]]:
+    """Yield each replica of a model with its share of the requests, dealt round robin."""
+    mine = requests[requests["model"] == model] if len(scenario.models) > 1 else requests
     count = scenario.deployment.replicas
     limits = limits_of(scenario, profile.spec)
     device = load_device(scenario.hardware.device, relative_to=scenario.folder)
@@ -132,11 +133,9 @@ def _replicas(
         device=device.name,
         device_bytes=device.memory_bytes,
     )
-    return [
-        Replica(
-            env,
-            f"{model}/{index}",
-            mine[index::count],
+    for index in range(count):
+        replica = Replica(
+            name=f"{model}/{index}",
             limits=limits,
             cache=KvCache(num_blocks, profile.kv.block_size),
             cost=CostModel(
@@ -145,8 +144,7 @@ def _replicas(
                 max_num_seqs=limits.max_num_seqs,
             ),
         )
-        for index in range(count)
-    ]
+        yield replica, mine.iloc[index::count] if count > 1 else mine
 
 
 def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:
@@ -159,8 +157,8 @@ def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:
             )
 
 
-def _usage_frame(replicas: list[Replica], records: pd.DataFrame) -> pd.DataFrame:
-    frame = pd.DataFrame([asdict(replica.usage) for replica in replicas])
+def _usage_frame(usages: list[Usage], records: pd.DataFrame) -> pd.DataFrame:
+    frame = pd.DataFrame([asdict(usage) for usage in usages])
     span_s = records["finish_s"].max() - records["arrival_s"].min()
     return frame.assign(
         utilisation=frame["busy_s"] / span_s if span_s > 0 else 0.0,

@@ -19,8 +19,8 @@ from moesim.requests import Request
 from moesim.scenario import scenario_from
 from moesim.serving.records import Record
 from moesim.serving.scheduling import Batch, Limits
-from moesim.simulation.replica import record_of
 from moesim.simulation.run import limits_of, simulate
+from moesim.simulation.stepwise import record_of
 
 OUTPUT = 12
 
@@ -161,7 +161,7 @@ def test_engine_on_predicted_time_is_the_simulator(kv_blocks: int | None) -> Non
             },
         }
     )
-    simulated = simulate(scenario, {"demo": profile}).records
+    simulated = simulate(scenario, {"demo": profile}, stepwise=True).records
     limits = limits_of(scenario, profile.spec)
     cost = CostModel(
         profile,

@@ -1,0 +1,86 @@
+"""The shipped data: all of it loads, and names that do not exist list those that do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moesim.cost.profile import load_profile
+from moesim.errors import ScenarioError
+from moesim.facts.catalog import SUFFIX, load_device, load_model, locate, shipped
+from moesim.scenario import load_scenario, load_workload
+
+LOADERS: dict[str, Callable[[str], Any]] = {
+    "hardware": load_device,
+    "models": load_model,
+    "profiles": load_profile,
+    "workloads": load_workload,
+    "scenarios": load_scenario,
+}
+SHIPPED = [(folder, name) for folder in LOADERS for name in shipped(folder)]
+DEVICE = "name: d\nkind: cpu\nmemory_bytes: 1024\nsource: here\n"
+
+
+def test_every_folder_has_a_loader() -> None:
+    """A new data folder cannot ship files that no test reads."""
+    assert set(LOADERS) == set(SUFFIX)
+
+
+@pytest.mark.parametrize(("folder", "name"), SHIPPED)
+def test_a_shipped_file_loads(folder: str, name: str, monkeypatch: Any, tmp_path: Path) -> None:
+    """By its name, from any working directory."""
+    monkeypatch.chdir(tmp_path)
+    assert LOADERS[folder](name) is not None
+
+
+def test_what_is_named_in_a_file_is_its_file_name() -> None:
+    """Devices, workloads and scenarios carry their own name, the one they are found by."""
+    for folder in ("hardware", "workloads", "scenarios"):
+        for name in shipped(folder):
+            assert LOADERS[folder](name).name == name
+
+
+@pytest.mark.parametrize("name", shipped("scenarios"))
+def test_a_shipped_scenario_names_shipped_parts(name: str) -> None:
+    """Model, profile and device of a shipped scenario exist."""
+    scenario = load_scenario(name)
+    load_device(scenario.hardware.device)
+    for model in scenario.models.values():
+        assert load_profile(model.profile).spec == load_model(model.architecture)
+
+
+@pytest.mark.parametrize("folder", LOADERS)
+def test_an_unknown_name_lists_the_known(folder: str) -> None:
+    """The message is a menu."""
+    with pytest.raises(ScenarioError, match="no-such-thing") as caught:
+        LOADERS[folder]("no-such-thing")
+    for name in shipped(folder):
+        assert name in str(caught.value)
+
+
+def test_a_path_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    """Relative paths start from the scenario's folder."""
+    (tmp_path / "mine.yaml").write_text(DEVICE)
+    assert locate("hardware", "mine.yaml", relative_to=tmp_path) == tmp_path / "mine.yaml"
+    assert load_device("mine.yaml", relative_to=tmp_path).memory_bytes == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (DEVICE + "memory: 3\n", "memory: Extra inputs"),
+        (DEVICE.replace("1024", "-1"), "memory_bytes: Input should be greater than 0"),
+        (DEVICE.replace("cpu", "tpu"), "kind: "),
+        (DEVICE.replace("source: here\n", ""), "source: Field required"),
+        ("name: [", "not readable as YAML"),
+    ],
+)
+def test_a_wrong_device_file_names_its_field(tmp_path: Path, text: str, words: str) -> None:
+    """One line with the file and the field."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ScenarioError, match=words) as caught:
+        load_device(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

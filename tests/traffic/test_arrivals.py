@@ -1,0 +1,90 @@
+"""Arrival processes: their rate, their burstiness, their window."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.traffic.arrivals import Constant, Gamma, Poisson
+
+PROCESSES = [
+    Poisson(kind="poisson", rate_per_s=20),
+    Gamma(kind="gamma", rate_per_s=20, cv=2.5),
+    Gamma(kind="gamma", rate_per_s=20, cv=0.4),
+]
+
+
+def _cv(process: Poisson | Gamma) -> float:
+    return process.cv if isinstance(process, Gamma) else 1.0
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_mean_rate_is_the_one_asked_for(process: Poisson | Gamma) -> None:
+    """A renewal process makes rate x time arrivals, with a variance of cv^2 times as many."""
+    duration_s = 1000.0
+    expected = process.rate_per_s * duration_s
+    counts = [len(process.times_s(duration_s, np.random.default_rng(seed))) for seed in range(20)]
+    standard_error = _cv(process) * np.sqrt(expected / len(counts))
+    # A renewal process started by an ordinary gap is (cv^2 - 1) / 2 arrivals ahead of its rate.
+    ahead = (_cv(process) ** 2 - 1) / 2
+    assert abs(np.mean(counts) - expected - ahead) < 4 * standard_error
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_gaps_vary_as_asked(process: Poisson | Gamma) -> None:
+    """The gaps' standard deviation over their mean is cv; 40,000 gaps tell it to some 3 %."""
+    gaps = np.diff(process.times_s(2000.0, np.random.default_rng(7)))
+    assert gaps.std() / gaps.mean() == pytest.approx(_cv(process), rel=0.04)
+
+
+def test_a_gamma_of_cv_one_is_poisson() -> None:
+    """Shape 1/cv^2 = 1 is the exponential: a third of the mean is passed by e^(-1/3) of gaps."""
+    gaps = np.diff(
+        Gamma(kind="gamma", rate_per_s=10, cv=1).times_s(4000.0, np.random.default_rng(1))
+    )
+    share = np.mean(gaps > 0.1 / 3)
+    assert abs(share - np.exp(-1 / 3)) < 4 * np.sqrt(0.25 / len(gaps))
+
+
+def test_constant_arrivals_are_half_a_gap_in() -> None:
+    """Four a second for a second: 1/8, 3/8, 5/8, 7/8."""
+    times = Constant(kind="constant", rate_per_s=4).times_s(1.0, np.random.default_rng(0))
+    assert times.tolist() == [0.125, 0.375, 0.625, 0.875]
+
+
+@pytest.mark.parametrize(("duration_s", "count"), [(0.125, 0), (0.126, 1), (0.375, 1), (10, 40)])
+def test_constant_arrivals_end_before_the_window_does(duration_s: float, count: int) -> None:
+    """The window is half open: an arrival at its very end is outside."""
+    times = Constant(kind="constant", rate_per_s=4).times_s(duration_s, np.random.default_rng(0))
+    assert len(times) == count
+
+
+@given(
+    kind=st.sampled_from(["poisson", "gamma", "constant"]),
+    rate=st.floats(1e-3, 200),
+    cv=st.floats(0.05, 10),
+    duration_s=st.floats(1e-3, 20),
+    seed=st.integers(0, 2**32),
+)
+def test_times_rise_inside_the_window(
+    kind: str, rate: float, cv: float, duration_s: float, seed: int
+) -> None:
+    """Whatever the process, its times are sorted and in `[0, duration_s)`."""
+    process = {
+        "poisson": lambda: Poisson(kind="poisson", rate_per_s=rate),
+        "gamma": lambda: Gamma(kind="gamma", rate_per_s=rate, cv=cv),
+        "constant": lambda: Constant(kind="constant", rate_per_s=rate),
+    }[kind]()
+    times = process.times_s(duration_s, np.random.default_rng(seed))
+    assert np.all(np.diff(times) >= 0)
+    assert np.all((times >= 0) & (times < duration_s))
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_longer_window_only_adds(process: Poisson | Gamma) -> None:
+    """The same stream over a longer window begins with the same arrivals."""
+    short = process.times_s(2.0, np.random.default_rng(3))
+    long = process.times_s(50.0, np.random.default_rng(3))
+    assert len(short) > 3
+    assert long[: len(short)].tolist() == short.tolist()
+    assert long[len(short)] >= 2.0
