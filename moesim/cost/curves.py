@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.cost.profile import Cell
 
@@ -46,6 +47,15 @@ class Curve:
         right = min(bisect_right(xs, x), len(xs) - 1)
         left = right - 1
         return ys[left] + (ys[right] - ys[left]) * (x - xs[left]) / (xs[right] - xs[left])
+
+    def table(self, most: int) -> NDArray[np.float64]:
+        """Return the durations at 0, 1, ... `most` [s]."""
+        asked = np.arange(most + 1)
+        inside = np.interp(asked, self.xs, self.ys)
+        if len(self.xs) == 1:
+            return inside
+        slope = (self.ys[-1] - self.ys[-2]) / (self.xs[-1] - self.xs[-2])
+        return np.asarray(inside + slope * np.maximum(0.0, asked - self.xs[-1]))
 
     def basis(self, reached: float) -> str:
         """Say what answers up to `reached` rest on; below the first point it still holds."""

@@ -11,6 +11,9 @@ linear in the summed context, so its duration over many iterations has a closed 
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moesim.cost.curves import Curve, Fan, Sheet
 from moesim.cost.experts import experts_curve
 from moesim.cost.profile import COORDINATES, Profile
@@ -73,12 +76,14 @@ class CostModel:
         self._curves["experts"] = experts_curve(cells["experts"], profile.router.popularity)
         self._decode = Fan.through(cells["attention_decode"])
         self._prefill = Sheet.through(cells["attention_prefill"])
-        self._by_tokens = [0.0, *map(self._tokens_s, range(1, max_batched_tokens + 1))]
+        self._chunks: dict[tuple[int, int], float] = {}
+        self._by_tokens: list[float] = self._tokens_table(max_batched_tokens).tolist()
+        self._by_sequences: list[float] = self._curves["host"].table(max_num_seqs).tolist()
+        emitting = self._curves["head"].table(max_num_seqs)
+        emitting += self._curves["sampling"].table(max_num_seqs)
+        emitting[0] = 0.0
+        self._by_emitting: list[float] = emitting.tolist()
         sequences = range(max_num_seqs + 1)
-        self._by_sequences = [self._curves["host"](n) for n in sequences]
-        self._by_emitting = [
-            self._curves["head"](n) + self._curves["sampling"](n) if n else 0.0 for n in sequences
-        ]
         lines = [self._decode.line(n) for n in sequences]
         self._by_decodes = [(self._layers * a, self._layers * b) for a, b in lines]
         self._by_decodes[0] = (0.0, 0.0)
@@ -88,10 +93,11 @@ class CostModel:
         """Return the durations laid out over whole numbers, for a loop that adds them up itself."""
         return self._by_sequences, self._by_tokens, self._by_emitting, self._by_decodes
 
-    def _tokens_s(self, tokens: int) -> float:
+    def _tokens_table(self, most: int) -> NDArray[np.float64]:
         """Return the duration of all that depends on the iteration's tokens alone [s]."""
-        per_layer = sum(self._curves[name](tokens) for name in ("projections", "router", "experts"))
-        return self._curves["embedding"](tokens) + self._layers * per_layer
+        in_layers = ("projections", "router", "experts")
+        layer = np.sum([self._curves[name].table(most) for name in in_layers], axis=0)
+        return np.asarray(self._curves["embedding"].table(most) + self._layers * layer)
 
     def iteration_s(self, batch: Batch) -> float:
         """Return the duration of one iteration [s]."""
@@ -115,7 +121,10 @@ class CostModel:
             self.asked.new_tokens = new_tokens
         if cached > self.asked.cached:
             self.asked.cached = cached
-        return self._layers * self._prefill(new_tokens, cached)
+        chunk = (new_tokens, cached)
+        if chunk not in self._chunks:
+            self._chunks[chunk] = self._layers * self._prefill(new_tokens, cached)
+        return self._chunks[chunk]
 
     def but_prefill_attention_s(
         self, tokens: int, sequences: int, emitting: int, decodes: int, context: int

@@ -5,12 +5,14 @@ with at least two tokens; turnaround is `finish - arrival`. Rates are over the s
 arrival to the last finish. Goodput counts the requests that met every target of their tenant.
 """
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from moesim.serving.records import COMPLETED, REFUSED
 
@@ -45,62 +47,111 @@ def summarise(
 
     A figure that does not exist (no request completed, one-token outputs only) is None.
     """
-    slos = slos or {}
-    span_s = _span_s(records)
-    return {
-        "overall": _summary(records, slos, span_s),
-        "tenants": {
-            str(name): _summary(group, slos, span_s)
-            for name, group in records.groupby("tenant", sort=True)
-        },
-    }
+    columns = _Columns.of(records, slos or {})
+    overall = columns.summary()
+    names = sorted(set(columns.tenant))
+    if len(names) == 1:
+        return {"overall": overall, "tenants": {str(names[0]): copy.deepcopy(overall)}}
+    parts = {str(name): columns.only(columns.tenant == name).summary() for name in names}
+    return {"overall": overall, "tenants": parts}
 
 
-def _summary(
-    records: pd.DataFrame, slos: Mapping[str, SloTargets], span_s: float | None
-) -> dict[str, Any]:
-    done = with_latencies(records)
-    good = int(met_targets(done, slos).sum())
-    return {
-        **{name: _statistics(done[name]) for name in LATENCIES},
-        "throughput_rps": _rate(len(done), span_s),
-        "output_tokens_per_s": _rate(float(done["output_tokens"].sum()), span_s),
-        "goodput_rps": _rate(good, span_s),
-        "slo_attainment": good / len(done) if len(done) else None,
-        "requests": len(records),
-        "completed": len(done),
-        "refused": int((records["outcome"] == REFUSED).sum()),
-        "preemptions": int(records["preemptions"].sum()),
-        "span_s": span_s,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """A record table as arrays; latencies are NaN where there is none."""
+
+    tenant: NDArray[np.object_]
+    done: NDArray[np.bool]
+    refused: NDArray[np.bool]
+    good: NDArray[np.bool]
+    output_tokens: NDArray[np.int64]
+    preemptions: NDArray[np.int64]
+    latencies: Mapping[str, NDArray[np.float64]]
+    span_s: float | None
+
+    @classmethod
+    def of(cls, records: pd.DataFrame, slos: Mapping[str, SloTargets]) -> "_Columns":
+        outcome = records["outcome"].to_numpy(dtype=object)
+        arrival = records["arrival_s"].to_numpy(dtype=float)
+        first = records["first_token_s"].to_numpy(dtype=float)
+        finish = records["finish_s"].to_numpy(dtype=float)
+        tokens = records["output_tokens"].to_numpy(dtype=np.int64)
+        tenant = records["tenant"].to_numpy(dtype=object)
+        done = outcome == COMPLETED
+        gaps = np.where(tokens > 1, tokens - 1, np.nan)
+        latencies = {
+            "ttft_s": first - arrival,
+            "tpot_s": (finish - first) / gaps,
+            "turnaround_s": finish - arrival,
+        }
+        return cls(
+            tenant=tenant,
+            done=done,
+            refused=outcome == REFUSED,
+            good=done & _met(latencies, tenant, slos),
+            output_tokens=tokens,
+            preemptions=records["preemptions"].to_numpy(dtype=np.int64),
+            latencies=latencies,
+            span_s=_span_s(arrival, finish),
+        )
+
+    def only(self, rows: NDArray[np.bool]) -> "_Columns":
+        """Return some rows; rates stay over the span of all."""
+        return replace(
+            self,
+            **{
+                name: getattr(self, name)[rows]
+                for name in ("tenant", "done", "refused", "good", "output_tokens", "preemptions")
+            },
+            latencies={name: values[rows] for name, values in self.latencies.items()},
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of these rows."""
+        done = int(self.done.sum())
+        good = int(self.good.sum())
+        return {
+            **{name: _statistics(values[self.done]) for name, values in self.latencies.items()},
+            "throughput_rps": _rate(done, self.span_s),
+            "output_tokens_per_s": _rate(int(self.output_tokens[self.done].sum()), self.span_s),
+            "goodput_rps": _rate(good, self.span_s),
+            "slo_attainment": good / done if done else None,
+            "requests": len(self.done),
+            "completed": done,
+            "refused": int(self.refused.sum()),
+            "preemptions": int(self.preemptions.sum()),
+            "span_s": self.span_s,
+        }
 
 
-def met_targets(done: pd.DataFrame, slos: Mapping[str, SloTargets]) -> pd.Series:
-    """Say for each completed request whether it met every target of its tenant."""
-    met = pd.Series(True, index=done.index)
-    for tenant, targets in slos.items():
-        mine = done["tenant"] == tenant
-        for name in LATENCIES:
-            target = getattr(targets, name)
+def _met(
+    latencies: Mapping[str, NDArray[np.float64]],
+    tenant: NDArray[np.object_],
+    slos: Mapping[str, SloTargets],
+) -> NDArray[np.bool]:
+    """Say for each request whether it met every target of its tenant; no latency breaks none."""
+    met = np.ones(len(tenant), dtype=bool)
+    for name, targets in slos.items():
+        for metric, values in latencies.items():
+            target = getattr(targets, metric)
             if target is not None:
-                met &= ~(mine & (done[name] > target))
+                met &= ~((tenant == name) & (values > target))
     return met
 
 
-def _span_s(records: pd.DataFrame) -> float | None:
-    finishes = records["finish_s"].dropna()
-    if finishes.empty:
+def _span_s(arrival: NDArray[np.float64], finish: NDArray[np.float64]) -> float | None:
+    if not len(finish) or np.isnan(finish).all():
         return None
-    return float(finishes.max() - records["arrival_s"].min())
+    return float(np.nanmax(finish) - arrival.min())
 
 
 def _rate(count: float, span_s: float | None) -> float | None:
     return count / span_s if span_s else None
 
 
-def _statistics(values: pd.Series) -> dict[str, float | None]:
-    array = values.dropna().to_numpy(dtype=float)
-    if not array.size:
+def _statistics(values: NDArray[np.float64]) -> dict[str, float | None]:
+    known = values[~np.isnan(values)]
+    if not known.size:
         return dict.fromkeys(STATISTICS)
-    quantiles = np.percentile(array, [50, 90, 95, 99])
-    return dict(zip(STATISTICS, [float(array.mean()), *map(float, quantiles)], strict=True))
+    quantiles = np.percentile(known, [50, 90, 95, 99]).tolist()
+    return dict(zip(STATISTICS, [float(known.mean()), *quantiles], strict=True))

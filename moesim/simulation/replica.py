@@ -101,16 +101,17 @@ def _records(
     for name in ("scheduled_s", "first_token_s", "finish_s"):
         times[name] = np.full(count, np.nan)
         times[name][served] = getattr(stream, name)
-    preemptions = np.zeros(len(stream), dtype=np.int64)
-    preemptions[list(stream.preemptions)] = list(stream.preemptions.values())
-    preempted = np.zeros(count, dtype=np.int64)
-    preempted[served] = preemptions
-    lengths = zip(requests["prompt_tokens"], requests["output_tokens"], strict=True)
-    details = [""] * count
+    preemptions = np.zeros(count, dtype=np.int64)
+    places = np.flatnonzero(served)
+    for place, often in stream.preemptions.items():
+        preemptions[places[place]] = often
+    prompt = requests["prompt_tokens"].to_numpy()
+    output = requests["output_tokens"].to_numpy()
+    details: NDArray[np.object_] | str = ""
     if refused.any():
-        pairs = list(lengths)
+        details = np.full(count, "", dtype=object)
         for index in np.flatnonzero(refused):
-            details[index] = _reason(replica, *pairs[index]) or ""
+            details[index] = _reason(replica, int(prompt[index]), int(output[index]))
     columns = {
         "request_id": requests["request_id"].to_numpy(),
         "tenant": requests["tenant"].array,
@@ -118,12 +119,12 @@ def _records(
         "replica": replica.name,
         "arrival_s": requests["arrival_s"].to_numpy(),
         **times,
-        "prompt_tokens": requests["prompt_tokens"].to_numpy(),
-        "output_tokens": requests["output_tokens"].to_numpy(),
-        "preemptions": preempted,
+        "prompt_tokens": prompt,
+        "output_tokens": output,
+        "preemptions": preemptions,
         "swaps": 0,
         "expert_misses": 0,
-        "outcome": np.where(refused, REFUSED, COMPLETED),
+        "outcome": np.where(refused, REFUSED, COMPLETED) if refused.any() else COMPLETED,
         "detail": details,
     }
     return pd.DataFrame(columns, columns=list(COLUMNS))

@@ -13,6 +13,7 @@ from moesim.cost.iteration import CostModel
 from moesim.cost.profile import Profile, load_profile
 from moesim.errors import ProfileError
 from moesim.facts.catalog import load_device, load_model
+from moesim.facts.hardware import Device
 from moesim.facts.memory import place_replica
 from moesim.facts.models import ModelSpec
 from moesim.requests import draw_requests
@@ -65,16 +66,19 @@ def simulate(
     ScenarioError (CapacityError) where the scenario cannot run.
     """
     started = time.perf_counter()
-    profiles = load_profiles(scenario, profiles or {})
+    device = load_device(scenario.hardware.device, relative_to=scenario.folder)
+    profiles = load_profiles(scenario, profiles or {}, device)
     requests = draw_requests(scenario, seed)
     served = [
         (step_through if stepwise else serve)(replica, mine)
         for model, profile in profiles.items()
-        for replica, mine in _replicas(scenario, model, profile, requests)
+        for replica, mine in _replicas(scenario, model, profile, device, requests)
     ]
     tables = [part.records for part in served if len(part.records)]
-    records = pd.concat(tables) if len(tables) > 1 else tables[0]
-    records = records.sort_values("request_id", kind="stable", ignore_index=True)
+    records = tables[0]
+    if len(tables) > 1:
+        records = pd.concat(tables)
+        records = records.sort_values("request_id", kind="stable", ignore_index=True)
     basis = _weakest([part.basis for part in served])
     return Result(
         scenario=scenario.name,
@@ -88,9 +92,10 @@ def simulate(
     )
 
 
-def load_profiles(scenario: Scenario, given: Mapping[str, Profile]) -> dict[str, Profile]:
-    """Return each model's profile, checked against the model's shape and the devices."""
-    device = load_device(scenario.hardware.device, relative_to=scenario.folder)
+def load_profiles(
+    scenario: Scenario, given: Mapping[str, Profile], device: Device
+) -> dict[str, Profile]:
+    """Return each model's profile, checked against the model's shape and the device."""
     profiles = {}
     for name, model in scenario.models.items():
         spec = load_model(model.architecture, relative_to=scenario.folder)
@@ -117,13 +122,12 @@ def limits_of(scenario: Scenario, spec: ModelSpec) -> Limits:
 
 
 def _replicas(
-    scenario: Scenario, model: str, profile: Profile, requests: pd.DataFrame
+    scenario: Scenario, model: str, profile: Profile, device: Device, requests: pd.DataFrame
 ) -> Iterator[tuple[Replica, pd.DataFrame]]:
     """Yield each replica of a model with its share of the requests, dealt round robin."""
     mine = requests[requests["model"] == model] if len(scenario.models) > 1 else requests
     count = scenario.deployment.replicas
     limits = limits_of(scenario, profile.spec)
-    device = load_device(scenario.hardware.device, relative_to=scenario.folder)
     num_blocks = scenario.deployment.kv_blocks or profile.kv.num_blocks
     place_replica(
         model,

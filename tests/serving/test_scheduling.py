@@ -147,6 +147,20 @@ def test_the_youngest_gives_way_to_its_elders_itself() -> None:
     ]
 
 
+def test_nobody_enters_in_the_iteration_that_preempts() -> None:
+    """Budget 3, four blocks of 2: the second, midway through its prompt, finds no block and leaves.
+
+    Two tokens of budget and the block it has freed would let it start anew at once; it waits.
+    """
+    scheduler = _scheduler((3, 4), (4, 4), budget=3, blocks=4, block_size=2)
+    for expected in [[(0, 3, 0)], [(0, 1, 3), (1, 2, 0)], [(0, 1, 4)]]:
+        batch = scheduler.schedule()
+        assert _chunks(batch) == expected
+        scheduler.advance(batch)
+    assert _ids(batch.preempted) == [1]
+    assert _chunks(scheduler.schedule()) == [(0, 1, 5), (1, 2, 0)]
+
+
 def test_the_preempted_return_before_those_who_came_later() -> None:
     """Blocks of 1, six of them: three run, the youngest goes first and both return in order."""
     scheduler = _scheduler((2, 5), (2, 3), (2, 3), (2, 1), blocks=6, block_size=1)

@@ -62,11 +62,11 @@ def test_azure_columns_keep_their_100_ns(write: Write) -> None:
 
 
 def test_simultaneous_requests_keep_the_order_of_the_file(write: Write) -> None:
-    """Four requests at one instant, among others that have to be sorted."""
-    rows = "1,1,1\n1,2,1\n0,9,1\n1,3,1\n1,4,1\n"
+    """Two hundred requests at one instant, before an earlier one that has to be moved up."""
+    rows = "".join(f"1,{number},1\n" for number in range(1, 201))
     with pytest.warns(MoesimWarning):
-        trace = read_trace(write(HEADER + rows))
-    assert trace["prompt_tokens"].tolist() == [9, 1, 2, 3, 4]
+        trace = read_trace(write(f"{HEADER}{rows}0,999,1\n"))
+    assert trace["prompt_tokens"].tolist() == [999, *range(1, 201)]
 
 
 def test_rows_out_of_order_are_sorted_with_a_warning(write: Write) -> None:
