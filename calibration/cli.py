@@ -184,6 +184,8 @@ def validate(
         print(comparison_json(validation), end="")
     else:
         show_comparison(validation.comparison)
+        for note in validation.notes:
+            print(f"note: {note}")
     print_to = Console(stderr=as_json, highlight=False, soft_wrap=True)
     print_to.print(write_validation_report(validation, out))
 

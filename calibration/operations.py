@@ -50,8 +50,9 @@ def measure(engine: Engine, point: Point, rng: np.random.Generator) -> dict[str,
         stopwatch.start()
         engine.step(stopwatch.lap)
         sums = stopwatch.stop()
-    engine.ledger.records.clear()
-    engine.outputs.clear()
+    for number in range(len(point.parts)):
+        engine.ledger.records.pop(number, None)
+        engine.outputs.pop(number, None)
     layers = decoder.spec.num_hidden_layers
     durations = {
         name: seconds / (layers if name in PER_LAYER else 1) for name, seconds in sums.items()

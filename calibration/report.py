@@ -1,5 +1,6 @@
 """The validation's report as a file: drawn where plotly is installed, put off where it is not."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from calibration.validate import Validation
@@ -7,9 +8,7 @@ from calibration.validate import Validation
 
 def write_validation_report(validation: Validation, folder: Path) -> str:
     """Write `report.html` into `folder`; return a line that says where it is, or how to draw it."""
-    try:
-        import plotly  # noqa: F401  # only asks whether it is there
-    except ImportError:
+    if find_spec("plotly") is None:
         return (
             f"no report drawn: plotly is not installed (pip install 'moesim[dashboard]'); "
             f"then: moesim-calibrate report {folder}"

@@ -7,7 +7,7 @@ profile never saw a serving run.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from calibration.calibrate import predicted_s
 from calibration.grid import Part, Point
 from calibration.host import Host
 from calibration.models import model_digest, open_model
 from calibration.operations import measure
+from calibration.timing import median_and_spread
 from engine.model.decoder import Decoder
 from engine.serve.clock import WallClock
 from engine.serve.engine import Engine, EngineConfig
@@ -39,6 +41,8 @@ from moesim.units import format_bytes, format_seconds
 STATE = "validation.json"
 COMPARISON = "comparison.json"
 PREDICTED = "predicted.parquet"
+PROBES = 20
+"""Iterations that tell how fast the host is right now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +89,9 @@ def validate(
     state = _State.open(out, _setting(plan, requests), overwrite=overwrite)
     decoder = open_model(plan.model, plan.device)
     for number in range(state.runs_done, plan.runs):
-        records = _serve(plan, decoder, requests, number, progress)
+        records, slowdown = _serve(plan, decoder, requests, number, progress)
         write_records(records, out / measured_file(number + 1))
+        state.slowdowns.append(slowdown)
         state.finished(number + 1)
     measured = [read_records(out / measured_file(n + 1)) for n in range(plan.runs)]
     validation = Validation(
@@ -94,7 +99,7 @@ def validate(
         predicted=predicted.records,
         comparison=compare(measured, predicted.records),
         facts=_facts(plan, host, requests),
-        notes=_notes(plan, predicted, host),
+        notes=_notes(plan, predicted, host, state.slowdowns),
     )
     write_records(predicted.records, out / PREDICTED)
     write_text(out / COMPARISON, comparison_json(validation))
@@ -137,6 +142,7 @@ class _State:
     path: Path
     setting: Mapping[str, Any]
     runs_done: int = 0
+    slowdowns: list[float] = field(default_factory=list)
 
     @classmethod
     def open(cls, out: Path, setting: Mapping[str, Any], *, overwrite: bool) -> "_State":
@@ -145,7 +151,8 @@ class _State:
             content = _read_state(path)
             unfinished = not content.get("complete")
             if unfinished and content.get("setting") == setting:
-                return cls(path, setting, int(content.get("runs_done", 0)))
+                done = int(content.get("runs_done", 0))
+                return cls(path, setting, done, list(content.get("slowdowns", []))[:done])
             if not overwrite:
                 what = "an unfinished validation of another setting" if unfinished else "one"
                 raise CalibrationError(
@@ -163,7 +170,12 @@ class _State:
         self._write(complete=True)
 
     def _write(self, *, complete: bool) -> None:
-        content = {"setting": self.setting, "runs_done": self.runs_done, "complete": complete}
+        content = {
+            "setting": self.setting,
+            "runs_done": self.runs_done,
+            "slowdowns": self.slowdowns,
+            "complete": complete,
+        }
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
 
@@ -212,8 +224,11 @@ def _num_blocks(plan: Plan) -> int:
 
 def _serve(
     plan: Plan, decoder: Decoder, requests: list[Request], number: int, progress: Reporter
-) -> pd.DataFrame:
-    """Serve the workload once in real time; runs differ in the tokens sampled."""
+) -> tuple[pd.DataFrame, float]:
+    """Serve the workload once in real time; runs differ in the tokens sampled.
+
+    Returns the records and how slow the host was around the run, see `slowdown_of`.
+    """
     limits = limits_of(plan.scenario, decoder.spec)
     config = EngineConfig(
         limits=limits,
@@ -234,8 +249,24 @@ def _serve(
     ]
     title = f"serving for real, run {number + 1} of {plan.runs}"
     last_s = max(plan.scenario.duration_s, requests[-1].arrival_s)
+    before = slowdown_of(engine, plan.profile, limits)
     engine.clock = WallClock()
-    return engine.serve(arrivals, lambda now_s: progress(min(1.0, now_s / last_s), title))
+    records = engine.serve(arrivals, lambda now_s: progress(min(1.0, now_s / last_s), title))
+    return records, (before + slowdown_of(engine, plan.profile, limits)) / 2
+
+
+def slowdown_of(engine: Engine, profile: Profile, limits: Limits) -> float:
+    """Return how long a plain decode batch takes now, over what the profile says it takes.
+
+    A shared host is not equally fast from one minute to the next. This explains a miss; nothing is
+    corrected by it.
+    """
+    sequences = min(8, limits.max_num_seqs)
+    context = min(64, limits.max_model_len // 2, engine.config.num_blocks // sequences)
+    point = Point((Part(1, context),) * sequences)
+    rng = np.random.default_rng(1)
+    seconds = [measure(engine, point, rng)["iteration"] for _ in range(PROBES)]
+    return median_and_spread(seconds)[0] / predicted_s(profile, point)
 
 
 def _warm_up(engine: Engine, limits: Limits) -> None:
@@ -273,9 +304,14 @@ def _facts(plan: Plan, host: Host, requests: list[Request]) -> dict[str, str]:
     }
 
 
-def _notes(plan: Plan, predicted: Result, host: Host) -> list[str]:
+def _notes(plan: Plan, predicted: Result, host: Host, slowdowns: list[float]) -> list[str]:
     notes = [plan.scenario.description] if plan.scenario.description else []
     extrapolated = [name for name, basis in predicted.basis.items() if basis == "extrapolated"]
     if not extrapolated:
         notes.append("Every predicted duration lies inside the measured grid.")
+    times = ", ".join(f"{slowdown:.2f}" for slowdown in slowdowns)
+    notes.append(
+        f"Around the real runs the host took {times} times as long for a plain decode batch as "
+        "when it was profiled; nothing is corrected by this."
+    )
     return [*notes, *predicted.warnings, *host.notes]

@@ -54,7 +54,7 @@ def simulate(
     if out is not None:
         write_records(result.records, out / "records.parquet")
         write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        dumped = yaml.safe_dump(written.model_dump(mode="json"), sort_keys=False)
+        dumped = yaml.safe_dump(written.to_content(), sort_keys=False)
         write_text(out / "scenario.yaml", dumped)
     if as_json:
         print(json.dumps(metrics, indent=1))

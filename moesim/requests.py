@@ -37,6 +37,8 @@ def draw_requests(scenario: Scenario, seed: int) -> pd.DataFrame:
 
     Raises ScenarioError when there is not one request.
     """
+    if seed < 0:
+        raise ScenarioError(f"seed: {seed} must not be negative")
     frames = [
         _tenant_requests(name, tenant, scenario, seed) for name, tenant in scenario.tenants.items()
     ]

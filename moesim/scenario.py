@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import locate
+from moesim.files import read_yaml
 from moesim.serving.metrics import SloTargets
 from moesim.traffic.arrivals import Constant, Gamma, Poisson
-from moesim.traffic.lengths import Fixed, Lognormal, Quantiles, check_table
+from moesim.traffic.lengths import LONGEST, Fixed, Lognormal, Quantiles, check_table
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -32,9 +32,9 @@ class TraceArrivals(_Part):
     """`trace`."""
     path: str
     """The trace: Azure LLM inference CSV, or CSV with arrival_s, prompt_tokens, output_tokens."""
-    start_s: float = Field(default=0.0, ge=0)
+    start_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Where in the trace to begin [s of the trace]."""
-    speedup: float = Field(default=1.0, gt=0)
+    speedup: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """How much faster than recorded; 0.5 is half as fast."""
 
 
@@ -43,9 +43,9 @@ class TraceLengths(_Part):
 
     kind: Literal["trace"]
     """`trace`."""
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0, le=1e6)
     """Factor on every length; what was at least one token stays at least one."""
-    max: int = Field(default=1_000_000, gt=0)
+    max: int = Field(default=LONGEST, gt=0, le=LONGEST)
     """Longest length; longer ones are clipped to it [tokens]."""
 
 
@@ -180,6 +180,22 @@ class Scenario(_Part):
             )
         return self.model_copy(update={"tenants": {**self.tenants, **replaying}})
 
+    def to_content(self) -> dict[str, Any]:
+        """Return what a scenario file would hold; paths that start from its folder become whole."""
+        content = self.model_dump(mode="json")
+        for model in content["models"].values():
+            for name in ("architecture", "profile"):
+                model[name] = self._whole(model[name])
+        content["hardware"]["device"] = self._whole(content["hardware"]["device"])
+        for tenant in content["tenants"].values():
+            if "path" in tenant["arrivals"]:
+                tenant["arrivals"]["path"] = self._whole(tenant["arrivals"]["path"])
+        return content
+
+    def _whole(self, name: str) -> str:
+        path = next((p for p in (Path(name), (self.folder or Path()) / name) if p.exists()), None)
+        return str(path.resolve()) if path else name
+
     @property
     def slos(self) -> dict[str, SloTargets]:
         """Targets by tenant."""
@@ -219,13 +235,15 @@ def load_scenario(name: str | Path) -> Scenario:
     Raises ScenarioError naming the file, the field and the remedy.
     """
     path = locate("scenarios", str(name))
-    return scenario_from(_read_yaml(path), source=str(path), folder=path.parent)
+    return scenario_from(read_yaml(path), source=str(path), folder=path.parent)
 
 
 def scenario_from(
     content: Mapping[str, Any], *, source: str = "scenario", folder: Path | None = None
 ) -> Scenario:
     """Build a scenario from plain data; shipped workloads' tables are filled in."""
+    if isinstance(content, Mapping) and "folder" in content:
+        raise ScenarioError(f"{source}: folder: unknown key")
     scenario = _validated(Scenario, content, source)
     tenants = {
         name: _with_tables(tenant, folder, f"{source}: tenants.{name}")
@@ -241,7 +259,11 @@ def _with_tables(tenant: Tenant, folder: Path | None, source: str) -> Tenant:
         if isinstance(lengths, Quantiles) and lengths.workload is not None:
             workload = load_workload(lengths.workload, relative_to=folder)
             update[field] = lengths.model_copy(
-                update={"levels": workload.levels, "tokens": getattr(workload, field)}
+                update={
+                    "levels": workload.levels,
+                    "tokens": getattr(workload, field),
+                    "workload": None,
+                }
             )
     return tenant.model_copy(update=update)
 
@@ -249,17 +271,7 @@ def _with_tables(tenant: Tenant, folder: Path | None, source: str) -> Tenant:
 def load_workload(name: str, *, relative_to: Path | None = None) -> Workload:
     """Load a workload file or a shipped workload."""
     path = locate("workloads", name, relative_to=relative_to)
-    return _validated(Workload, _read_yaml(path), str(path))
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as wrong:
-        text = " ".join(str(wrong).split())
-        raise ScenarioError(f"{path}: not valid YAML: {text}") from None
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise ScenarioError(f"{path}: not readable ({wrong})") from None
+    return _validated(Workload, read_yaml(path), str(path))
 
 
 def _validated(kind: type[Checked], content: Any, source: str) -> Checked:

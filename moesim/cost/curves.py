@@ -130,7 +130,8 @@ class Sheet:
         if x <= xs[0] or len(xs) == 1:
             return self.rows[0](y)
         right = min(bisect_right(xs, x), len(xs) - 1)
-        before, after = self.rows[right - 1](y), self.rows[right](y)
+        before = self.rows[right - 1](y)
+        after = max(before, self.rows[right](y))  # also where short rows are drawn out
         return before + (after - before) * (x - xs[right - 1]) / (xs[right] - xs[right - 1])
 
     def basis(self, x: float, y: float) -> str:
@@ -167,5 +168,6 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     if b < 0:
         return float(np.average(y, weights=weight)), 0.0
     if a < 0:
-        return 0.0, float(np.average(y / x, weights=x * weight))
+        some = x > 0
+        return 0.0, float(np.average(y[some] / x[some], weights=(x * weight)[some]))
     return float(a), float(b)

@@ -19,11 +19,11 @@ from. Times are in seconds. An operation inside a layer is timed for one layer.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from moesim.errors import ProfileError
+from moesim.errors import ProfileError, ScenarioError
 from moesim.facts.catalog import locate
 from moesim.facts.models import ModelSpec
 from moesim.files import write_text
@@ -55,11 +55,11 @@ class _Part(BaseModel):
 class Cell(_Part):
     """One measured point of an operation."""
 
-    at: tuple[float, ...]
+    at: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
     """Coordinates, in the order of `COORDINATES`."""
-    median_s: float = Field(ge=0)
+    median_s: float = Field(ge=0, allow_inf_nan=False)
     """Median duration [s]."""
-    spread: float = Field(ge=0)
+    spread: float = Field(ge=0, allow_inf_nan=False)
     """Interquartile range over the median."""
     repeats: int = Field(gt=0)
     """Timed repetitions behind the median."""
@@ -77,7 +77,7 @@ class Kv(_Part):
 class Router(_Part):
     """What the model's routers did in real forward passes."""
 
-    popularity: list[list[float]]
+    popularity: list[list[Annotated[float, Field(ge=0, le=1)]]]
     """Share of tokens that each expert of each layer receives; each row sums to top-k."""
     tokens: int = Field(gt=0)
     """Tokens observed."""
@@ -160,9 +160,18 @@ class Profile(_Part):
                     raise ValueError(
                         f"operations.{name}.{index}.at: expected {', '.join(coordinates)}"
                     )
+            places = [cell.at for cell in cells]
+            if len(set(places)) < len(places):
+                raise ValueError(f"operations.{name}: a cell is given twice")
         unknown = sorted(set(self.operations) - set(COORDINATES))
         if unknown:
             raise ValueError(f"operations.{unknown[0]}: unknown operation")
+        try:
+            spec = self.spec
+        except ScenarioError as wrong:
+            raise ValueError(str(wrong)) from None
+        if any(abs(sum(row) - spec.num_experts_per_tok) > 0.01 for row in self.router.popularity):
+            raise ValueError(f"router.popularity: rows must sum to {spec.num_experts_per_tok}")
         if len(self.router.popularity) != self.spec.num_hidden_layers or any(
             len(row) != self.spec.num_local_experts for row in self.router.popularity
         ):
@@ -172,7 +181,7 @@ class Profile(_Part):
     @property
     def spec(self) -> ModelSpec:
         """The shape of the profiled model."""
-        return ModelSpec.from_config(self.model, "profile: model")
+        return ModelSpec.from_config(self.model, "model")
 
 
 def load_profile(name: str | Path, *, relative_to: Path | None = None) -> Profile:

@@ -7,12 +7,12 @@ package `moesim.data`.
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from moesim.errors import ScenarioError
 from moesim.facts.hardware import Device
 from moesim.facts.models import ModelSpec, read_config
+from moesim.files import read_yaml
 
 SUFFIX = {
     "hardware": ".yaml",
@@ -35,7 +35,7 @@ def locate(folder: str, name: str, *, relative_to: Path | None = None) -> Path:
     Raises ScenarioError with the names that exist.
     """
     for candidate in (Path(name), (relative_to or Path()) / name):
-        if candidate.is_file() or (folder == "models" and candidate.is_dir()):
+        if _is_there(candidate, folder == "models"):
             return candidate
     known = shipped(folder)
     if name in known:
@@ -43,6 +43,13 @@ def locate(folder: str, name: str, *, relative_to: Path | None = None) -> Path:
     raise ScenarioError(
         f"{name}: neither a file nor one of the shipped {folder}: {', '.join(known) or 'none'}"
     )
+
+
+def _is_there(path: Path, folders_too: bool) -> bool:
+    try:
+        return path.is_file() or (folders_too and path.is_dir())
+    except OSError:  # a name too long to be a path
+        return False
 
 
 def load_model(name: str, *, relative_to: Path | None = None) -> ModelSpec:
@@ -53,10 +60,11 @@ def load_model(name: str, *, relative_to: Path | None = None) -> ModelSpec:
 def load_device(name: str, *, relative_to: Path | None = None) -> Device:
     """Load a device from a YAML file or a shipped name."""
     path = locate("hardware", name, relative_to=relative_to)
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ScenarioError(f"{path}: expected keys and values of a device")
     try:
-        return Device.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError) as wrong:
-        raise ScenarioError(f"{path}: not readable as YAML ({wrong})".replace("\n", " ")) from None
+        return Device.model_validate(content)
     except ValidationError as wrong:
         first = wrong.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

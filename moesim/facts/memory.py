@@ -34,12 +34,18 @@ def place_replica(
         device_bytes=device_bytes,
     )
     if residency.free_bytes < 0:
+        block_bytes = block_size * spec.kv_bytes_per_token
+        over = residency.weight_bytes + block_bytes - device_bytes
+        remedy = (
+            f"weights and a single block are {format_bytes(over)} too many; take a larger device"
+            if over > 0
+            else f"lower deployment.kv_blocks by {_blocks_over(residency, spec, block_size)} or "
+            "take a larger device"
+        )
         raise CapacityError(
             f"model {model} does not fit on {device}: weights "
             f"{format_bytes(residency.weight_bytes)} + KV cache {format_bytes(residency.kv_bytes)} "
-            f"({kv_blocks} blocks of {block_size} tokens) > {format_bytes(device_bytes)}; "
-            f"lower deployment.kv_blocks by {_blocks_over(residency, spec, block_size)} or "
-            "take a larger device"
+            f"({kv_blocks} blocks of {block_size} tokens) > {format_bytes(device_bytes)}; {remedy}"
         )
     return residency
 

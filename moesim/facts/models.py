@@ -6,6 +6,7 @@ The fields carry the names of Hugging Face's `config.json`, from which a spec is
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,50 +57,28 @@ class ModelSpec:
                 f"{source}: model_type: {config.get('model_type')!r} is not supported; "
                 "this version reads 'mixtral' configurations"
             )
-        if config.get("sliding_window") is not None:
-            raise ScenarioError(
-                f"{source}: sliding_window: {config['sliding_window']!r} is not supported; "
-                "only full attention (null) is"
-            )
+        _refuse_unsupported(config, source)
         rope = config.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise ScenarioError(
-                f"{source}: rope_parameters.rope_type: {rope['rope_type']!r} is not supported; "
-                "only 'default' is"
-            )
-        try:
-            values = {
-                "hidden_size": int(config["hidden_size"]),
-                "intermediate_size": int(config["intermediate_size"]),
-                "num_hidden_layers": int(config["num_hidden_layers"]),
-                "num_attention_heads": int(config["num_attention_heads"]),
-                "num_key_value_heads": int(
-                    config.get("num_key_value_heads") or config["num_attention_heads"]
-                ),
-                "num_local_experts": int(config["num_local_experts"]),
-                "num_experts_per_tok": int(config["num_experts_per_tok"]),
-                "vocab_size": int(config["vocab_size"]),
-                "max_position_embeddings": int(config["max_position_embeddings"]),
-            }
-        except KeyError as missing:
-            raise ScenarioError(f"{source}: {missing.args[0]}: missing; add it") from None
-        except (TypeError, ValueError) as wrong:
-            raise ScenarioError(f"{source}: {wrong}") from None
+        heads = _whole(config, "num_attention_heads", source)
+        hidden = _whole(config, "hidden_size", source)
         return cls(
-            **values,
-            head_dim=int(
-                config.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
-            ),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta") or 1e6)),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-5)),
+            hidden_size=hidden,
+            intermediate_size=_whole(config, "intermediate_size", source),
+            num_hidden_layers=_whole(config, "num_hidden_layers", source),
+            num_attention_heads=heads,
+            num_key_value_heads=_whole(config, "num_key_value_heads", source, heads),
+            head_dim=_whole(config, "head_dim", source, hidden // heads),
+            num_local_experts=_whole(config, "num_local_experts", source),
+            num_experts_per_tok=_whole(config, "num_experts_per_tok", source),
+            vocab_size=_whole(config, "vocab_size", source),
+            max_position_embeddings=_whole(config, "max_position_embeddings", source),
+            rope_theta=_positive({**config, **rope}, "rope_theta", source, 1e6),
+            rms_norm_eps=_positive(config, "rms_norm_eps", source, 1e-5),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         )._checked(source)
 
     def _checked(self, source: str) -> Self:
-        for name, value in asdict(self).items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
-                raise ScenarioError(f"{source}: {name}: {value} must be above zero")
         if self.dtype not in DTYPE_BYTES:
             known = ", ".join(DTYPE_BYTES)
             raise ScenarioError(f"{source}: dtype: {self.dtype!r} is not one of {known}")
@@ -178,6 +157,42 @@ class ModelSpec:
         return (
             2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * self.dtype_bytes
         )
+
+
+def _refuse_unsupported(config: Mapping[str, Any], source: str) -> None:
+    """Raise ScenarioError for a feature that would silently change what the model computes."""
+    rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise ScenarioError(f"{source}: rope_parameters: {rope!r} is not an object")
+    kinds = {
+        "rope_parameters.rope_type": (rope.get("rope_type", "default"), "default"),
+        "rope_scaling": (config.get("rope_scaling"), None),
+        "sliding_window": (config.get("sliding_window"), None),
+        "hidden_act": (config.get("hidden_act", "silu"), "silu"),
+    }
+    for name, (value, supported) in kinds.items():
+        if value != supported:
+            raise ScenarioError(
+                f"{source}: {name}: {value!r} is not supported; only {supported!r} is"
+            )
+
+
+def _whole(config: Mapping[str, Any], name: str, source: str, default: int | None = None) -> int:
+    value = config.get(name)
+    if value is None and default is not None:
+        return default
+    if name not in config:
+        raise ScenarioError(f"{source}: {name}: missing; add it")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ScenarioError(f"{source}: {name}: {value!r} must be a whole number above zero")
+    return value
+
+
+def _positive(config: Mapping[str, Any], name: str, source: str, default: float) -> float:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
+        raise ScenarioError(f"{source}: {name}: {value!r} must be a number above zero")
+    return float(value)
 
 
 def read_config(path: Path) -> ModelSpec:

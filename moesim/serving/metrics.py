@@ -115,7 +115,7 @@ class _Columns:
             "throughput_rps": _rate(done, self.span_s),
             "output_tokens_per_s": _rate(int(self.output_tokens[self.done].sum()), self.span_s),
             "goodput_rps": _rate(good, self.span_s),
-            "slo_attainment": good / done if done else None,
+            "slo_attainment": good / len(self.done) if len(self.done) else None,
             "requests": len(self.done),
             "completed": done,
             "refused": int(self.refused.sum()),

@@ -37,6 +37,7 @@ class Record:
 
 
 COLUMNS = tuple(field.name for field in fields(Record))
+TEXTS = ("tenant", "model", "replica", "outcome", "detail")
 
 
 class Ledger:
@@ -100,10 +101,21 @@ def write_records(frame: pd.DataFrame, path: Path) -> None:
         writer(frame, draft)
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    # A tenant may be called NA; only a missing time is a missing value.
+    times = {name: [""] for name in COLUMNS if name.endswith("_s")}
+    return pd.read_csv(
+        path, keep_default_na=False, na_values=times, dtype=dict.fromkeys(TEXTS, str)
+    )
+
+
+_READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = {".parquet": pd.read_parquet}
+
+
 def read_records(path: Path) -> pd.DataFrame:
     """Read a record table; ScenarioError where a column is missing."""
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        frame = _READERS.get(path.suffix, _read_csv)(path)
     except FileNotFoundError:
         raise ScenarioError(f"{path}: no such record table") from None
     except (OSError, ValueError) as wrong:

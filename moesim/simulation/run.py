@@ -96,6 +96,12 @@ def load_profiles(
     scenario: Scenario, given: Mapping[str, Profile], device: Device
 ) -> dict[str, Profile]:
     """Return each model's profile, checked against the model's shape and the device."""
+    for name in given:
+        if name not in scenario.models:
+            raise ProfileError(
+                f"profile given for {name!r}, which is not one of the scenario's models: "
+                f"{', '.join(scenario.models)}"
+            )
     profiles = {}
     for name, model in scenario.models.items():
         spec = load_model(model.architecture, relative_to=scenario.folder)

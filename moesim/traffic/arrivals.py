@@ -35,7 +35,7 @@ class Gamma(_Arrivals):
     """`gamma`."""
     rate_per_s: float = Field(gt=0, le=1e5, allow_inf_nan=False)
     """Mean requests per second."""
-    cv: float = Field(gt=0, le=20)
+    cv: float = Field(ge=0.001, le=20)
     """Coefficient of variation of the gaps: their standard deviation over their mean."""
 
     def times_s(self, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+LONGEST = 10_000_000
+"""No request is longer [tokens]."""
+
 
 class _Lengths(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -16,7 +19,7 @@ class Fixed(_Lengths):
 
     kind: Literal["fixed"]
     """`fixed`."""
-    tokens: int = Field(gt=0)
+    tokens: int = Field(gt=0, le=LONGEST)
     """Tokens."""
 
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -29,11 +32,11 @@ class Lognormal(_Lengths):
 
     kind: Literal["lognormal"]
     """`lognormal`."""
-    mean: float = Field(gt=0)
+    mean: float = Field(gt=0, le=LONGEST)
     """Mean length before clipping [tokens]."""
-    cv: float = Field(gt=0, le=10)
+    cv: float = Field(ge=0.001, le=10)
     """Standard deviation over mean."""
-    max: int = Field(default=1_000_000, gt=0)
+    max: int = Field(default=LONGEST, gt=0, le=LONGEST)
     """Longest length; longer draws are clipped to it [tokens]."""
 
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -57,9 +60,9 @@ class Quantiles(_Lengths):
     """The length at each level [tokens]."""
     workload: str | None = None
     """A workload file or shipped workload whose table of this field is used instead."""
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0, le=1e6)
     """Factor on every length."""
-    max: int = Field(default=1_000_000, gt=0)
+    max: int = Field(default=LONGEST, gt=0, le=LONGEST)
     """Longest length; longer draws are clipped to it [tokens]."""
 
     @model_validator(mode="after")
@@ -81,6 +84,8 @@ def check_table(levels: tuple[float, ...], tokens: tuple[float, ...]) -> None:
     """Raise ValueError unless the table is a quantile function over [0, 1]."""
     if len(levels) != len(tokens) or len(levels) < 2:
         raise ValueError("levels and tokens must have the same length, at least 2")
+    if not np.isfinite([*levels, *tokens]).all():
+        raise ValueError("levels and tokens must be finite numbers")
     if levels[0] != 0 or levels[-1] != 1 or any(np.diff(levels) <= 0):
         raise ValueError("levels must rise strictly from 0 to 1")
     if tokens[0] < 0 or any(np.diff(tokens) < 0):

@@ -39,14 +39,7 @@ def read_trace(path: Path) -> pd.DataFrame:
     Requests at the same instant keep the order of the file. Rows out of order are sorted, with a
     MoesimWarning. Raises ScenarioError, naming the line, for a row that is not a request.
     """
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise ScenarioError(f"{path}: no such trace file") from None
-    except pd.errors.EmptyDataError:
-        raise ScenarioError(f"{path}: the trace is empty; expected a header and rows") from None
-    except (OSError, ValueError) as wrong:
-        raise ScenarioError(f"{path}: not readable as CSV ({str(wrong).strip()})") from None
+    raw = _read_csv(path)
     azure = set(AZURE) <= set(raw.columns)
     raw = raw.rename(columns=AZURE) if azure else raw
     missing = [name for name in COLUMNS if name not in raw]
@@ -68,6 +61,27 @@ def read_trace(path: Path) -> pd.DataFrame:
     return _from_zero(_in_order(frame, path))
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV as text; the index counts the file's lines after its header, blank ones too."""
+    try:
+        with warnings.catch_warnings():
+            # A row longer than the header is only warned of, and its last fields dropped.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            raw = pd.read_csv(
+                path, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False
+            )
+    except FileNotFoundError:
+        raise ScenarioError(f"{path}: no such trace file; give its path") from None
+    except pd.errors.EmptyDataError:
+        raise ScenarioError(f"{path}: the trace is empty; expected a header and rows") from None
+    except pd.errors.ParserWarning:
+        raise ScenarioError(f"{path}: a row has more fields than the header") from None
+    except (OSError, ValueError) as wrong:
+        raise ScenarioError(f"{path}: not readable as CSV ({str(wrong).strip()})") from None
+    blank = raw.isna() | (raw == "")
+    return raw[~blank.all(axis=1)]
+
+
 def cut(trace: pd.DataFrame, window: Window, path: Path) -> pd.DataFrame:
     """Return the window of a trace, its times counted from the window's start and sped up."""
     arrivals = trace["arrival_s"] - window.start_s
@@ -85,7 +99,7 @@ def cut(trace: pd.DataFrame, window: Window, path: Path) -> pd.DataFrame:
 
 
 def _timestamps(text: pd.Series, path: Path) -> pd.Series:
-    times = pd.to_datetime(text, errors="coerce", format="ISO8601")
+    times = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=True)
     _refuse(times.isna(), text, "TIMESTAMP", "a date and time", path)
     return (times - times.min()).dt.total_seconds()
 
@@ -107,7 +121,7 @@ def _refuse(wrong: pd.Series, text: pd.Series, column: str, expected: str, path:
     if wrong.any():
         row = int(np.argmax(wrong.to_numpy()))
         raise ScenarioError(
-            f"{path}: line {row + 2}: {column}: {text.iloc[row]!r} is not {expected}"
+            f"{path}: line {text.index[row] + 2}: {column}: {text.iloc[row]!r} is not {expected}"
             f" ({int(wrong.sum())} such rows); correct or remove them"
         )
 
@@ -116,13 +130,13 @@ def _in_order(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     falls = np.flatnonzero(np.diff(frame["arrival_s"]) < 0)
     if falls.size:
         warnings.warn(
-            f"{path}: {falls.size} rows out of order, the first at line {falls[0] + 3}; "
-            "sorted by time",
+            f"{path}: {falls.size} rows out of order, the first at line "
+            f"{frame.index[falls[0] + 1] + 2}; sorted by time",
             MoesimWarning,
             stacklevel=2,
         )
         return frame.sort_values("arrival_s", kind="stable", ignore_index=True)
-    return frame
+    return frame.reset_index(drop=True)
 
 
 def _from_zero(frame: pd.DataFrame) -> pd.DataFrame:

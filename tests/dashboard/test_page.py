@@ -120,7 +120,7 @@ def test_every_shipped_scenario_opens(page: AppTest, name: str) -> None:
     page.selectbox(key="scenario").set_value(name).run()
     assert not page.exception
     assert [error.value.split(": ")[1] for error in page.error] == (
-        ["no such trace file"] if name == "demo-trace" else []
+        ["no such trace file; give its path"] if name == "demo-trace" else []
     )
 
 

@@ -73,7 +73,7 @@ def test_a_path_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
         (DEVICE.replace("1024", "-1"), "memory_bytes: Input should be greater than 0"),
         (DEVICE.replace("cpu", "tpu"), "kind: "),
         (DEVICE.replace("source: here\n", ""), "source: Field required"),
-        ("name: [", "not readable as YAML"),
+        ("name: [", "not valid YAML"),
     ],
 )
 def test_a_wrong_device_file_names_its_field(tmp_path: Path, text: str, words: str) -> None:

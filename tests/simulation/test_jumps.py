@@ -30,7 +30,7 @@ def _same(scenario: Scenario, seed: int = 0) -> pd.DataFrame:
     return jumped.records
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(
     rows=st.lists(
         st.tuples(arrivals, st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=15
