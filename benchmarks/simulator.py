@@ -1,22 +1,33 @@
-"""Simulated requests per second on two workloads, beside what bare simpy does in the same run.
+"""Simulated requests per second, beside what bare simpy does in the same run.
 
-512 tokens in and 128 out, Poisson, one replica, at a light and a heavier load for the profile's
-device. Prints a table, or JSON with --json.
+Every request has 512 tokens in and 128 out, arrivals are Poisson, records and percentiles are
+included. Medians of several runs; a table, or JSON with --json.
 """
 
 import argparse
 import json
 import platform
+import resource
 import statistics
 import time
 
 import simpy
 
-from moesim.scenario import scenario_from
+from moesim.cost.profile import load_profile
+from moesim.scenario import Scenario, scenario_from
 from moesim.simulation.run import simulate
 
-REPEATS = 3
-REQUESTS = 2000
+REPEATS = 5
+
+WORKLOADS = {
+    # name: (requests, requests/s of all replicas, replicas, KV blocks of each, None for plenty)
+    "light, 2,000 requests": (2_000, 0.3, 1, None),
+    "light, 50,000 requests": (50_000, 0.3, 1, None),
+    "busy, 2,000 requests": (2_000, 0.6, 1, None),
+    "busy, 50,000 requests": (50_000, 0.6, 1, None),
+    "saturated, KV pressure": (2_000, 5.0, 1, 400),
+    "8 replicas": (16_000, 4.8, 8, None),
+}
 
 
 def timeouts_per_s(count: int = 200_000) -> float:
@@ -33,12 +44,12 @@ def timeouts_per_s(count: int = 200_000) -> float:
     return count / (time.perf_counter() - started)
 
 
-def requests_per_s(rate_per_s: float) -> float:
-    """Return simulated requests per second of wall time, records and metrics included."""
-    scenario = scenario_from(
+def scenario_of(requests: int, rate_per_s: float, replicas: int, blocks: int | None) -> Scenario:
+    """Return a benchmark scenario."""
+    return scenario_from(
         {
             "name": "benchmark",
-            "duration_s": REQUESTS / rate_per_s,
+            "duration_s": requests / rate_per_s,
             "models": {"demo": {"architecture": "demo-moe", "profile": "demo-cpu"}},
             "tenants": {
                 "all": {
@@ -48,14 +59,22 @@ def requests_per_s(rate_per_s: float) -> float:
                     "output_tokens": {"kind": "fixed", "tokens": 128},
                 }
             },
-            "hardware": {"device": "cpu-2core"},
-            "deployment": {"kind": "dedicated"},
+            "hardware": {"device": "cpu-2core", "count": replicas},
+            "deployment": {"kind": "dedicated", "replicas": replicas, "kv_blocks": blocks},
         }
     )
-    started = time.perf_counter()
-    result = simulate(scenario)
-    result.metrics()
-    return len(result.records) / (time.perf_counter() - started)
+
+
+def requests_per_s(scenario: Scenario) -> float:
+    """Return simulated requests per second of wall time."""
+    profiles = {"demo": load_profile("demo-cpu")}
+    speeds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        result = simulate(scenario, profiles)
+        result.metrics()
+        speeds.append(len(result.records) / (time.perf_counter() - started))
+    return statistics.median(speeds)
 
 
 def main() -> None:
@@ -63,16 +82,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    figures = {
-        "simpy_timeouts_per_s": statistics.median(timeouts_per_s() for _ in range(REPEATS)),
-        "light_requests_per_s": statistics.median(requests_per_s(0.25) for _ in range(REPEATS)),
-        "heavy_requests_per_s": statistics.median(requests_per_s(0.6) for _ in range(REPEATS)),
-    }
+    bare = statistics.median(timeouts_per_s() for _ in range(REPEATS))
+    figures = {name: requests_per_s(scenario_of(*shape)) for name, shape in WORKLOADS.items()}
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
     if arguments.json:
-        print(json.dumps({"machine": platform.processor() or platform.machine(), **figures}))
+        content = {"machine": machine, "simpy_timeouts_per_s": bare, "requests_per_s": figures}
+        print(json.dumps({**content, "peak_memory_mib": peak_kib / 1024}, indent=1))
         return
+    print(f"{machine}; bare simpy {bare:,.0f} timeouts/s; peak memory {peak_kib / 1024:,.0f} MiB\n")
+    print(f"{'workload':<24} {'requests/s':>12} {'of simpy':>9}")
     for name, value in figures.items():
-        print(f"{name:<22} {value:>10,.0f}")
+        print(f"{name:<24} {value:>12,.0f} {value / bare:>9.3f}")
 
 
 if __name__ == "__main__":

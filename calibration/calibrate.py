@@ -18,6 +18,7 @@ from calibration.host import Host
 from calibration.models import model_digest, open_model
 from calibration.operations import cells_of, measure
 from calibration.partial import Partial
+from calibration.probe import probe_s
 from calibration.router import observe_router
 from calibration.timing import UNSTABLE_SPREAD, median_and_spread
 from engine.serve.engine import Engine, EngineConfig
@@ -80,11 +81,13 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     router = observe_router(
         engine, sequences=min(24, engine.config.limits.max_num_seqs), prompt=24, output=24, seed=0
     )
+    before_s = probe_s(engine)
     _measure_rounds(engine, [*grid, *mixed], partial, settings.budget_s, started, rng, progress)
     progress(1.0, "judging")
-    profile = _profile(
-        settings, engine, router, grid, mixed, partial, host, digest, time.perf_counter() - started
-    )
+    duration_s = time.perf_counter() - started
+    profile = _profile(settings, engine, router, grid, mixed, partial, host, digest, duration_s)
+    probes = {"probe_s": (before_s + probe_s(engine)) / 2}
+    profile = profile.model_copy(update={"verdict": profile.verdict.model_copy(update=probes)})
     save_profile(profile, out)
     partial.remove()
     return profile

@@ -22,17 +22,7 @@ def place(engine: Engine, point: Point, rng: np.random.Generator) -> None:
     for number, part in enumerate(point.parts):
         prompt = part.context + part.new_tokens
         sequence = Sequence(number, prompt, output_tokens=1, computed=part.context)
-        engine.ledger.open(
-            Record(
-                request_id=number,
-                tenant="calibration",
-                model="",
-                replica="",
-                arrival_s=0.0,
-                prompt_tokens=prompt,
-                output_tokens=1,
-            )
-        )
+        engine.ledger.open(Record(request_id=number, prompt_tokens=prompt, output_tokens=1))
         engine.runner.add(number, rng.integers(vocabulary, size=prompt).tolist())
         engine.scheduler.running.append(sequence)
 

@@ -23,15 +23,7 @@ def observe_router(
     for number in range(sequences):
         # Staggered lengths let the batch shrink, so that small iterations are seen too.
         wanted = 1 + output * (number + 1) // sequences
-        record = Record(
-            request_id=number,
-            tenant="calibration",
-            model="",
-            replica="",
-            arrival_s=0.0,
-            prompt_tokens=prompt,
-            output_tokens=wanted,
-        )
+        record = Record(request_id=number, prompt_tokens=prompt, output_tokens=wanted)
         engine.submit(record, rng.integers(spec.vocab_size, size=prompt).tolist())
     with observed_routing(engine.runner.decoder) as counts:
         while engine.step():

@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calibration.calibrate import predicted_s
 from calibration.grid import Part, Point
 from calibration.host import Host
 from calibration.models import model_digest, open_model
 from calibration.operations import measure
-from calibration.timing import median_and_spread
+from calibration.probe import probe_s
 from engine.model.decoder import Decoder
 from engine.serve.clock import WallClock
 from engine.serve.engine import Engine, EngineConfig
@@ -41,8 +40,6 @@ from moesim.units import format_bytes, format_seconds
 STATE = "validation.json"
 COMPARISON = "comparison.json"
 PREDICTED = "predicted.parquet"
-PROBES = 20
-"""Iterations that tell how fast the host is right now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +86,9 @@ def validate(
     state = _State.open(out, _setting(plan, requests), overwrite=overwrite)
     decoder = open_model(plan.model, plan.device)
     for number in range(state.runs_done, plan.runs):
-        records, slowdown = _serve(plan, decoder, requests, number, progress)
+        records, around_s = _serve(plan, decoder, requests, number, progress)
         write_records(records, out / measured_file(number + 1))
-        state.slowdowns.append(slowdown)
+        state.probes_s.append(around_s)
         state.finished(number + 1)
     measured = [read_records(out / measured_file(n + 1)) for n in range(plan.runs)]
     validation = Validation(
@@ -99,7 +96,7 @@ def validate(
         predicted=predicted.records,
         comparison=compare(measured, predicted.records),
         facts=_facts(plan, host, requests),
-        notes=_notes(plan, predicted, host, state.slowdowns),
+        notes=_notes(plan, predicted, host, state.probes_s),
     )
     write_records(predicted.records, out / PREDICTED)
     write_text(out / COMPARISON, comparison_json(validation))
@@ -142,7 +139,7 @@ class _State:
     path: Path
     setting: Mapping[str, Any]
     runs_done: int = 0
-    slowdowns: list[float] = field(default_factory=list)
+    probes_s: list[float] = field(default_factory=list)
 
     @classmethod
     def open(cls, out: Path, setting: Mapping[str, Any], *, overwrite: bool) -> "_State":
@@ -152,7 +149,7 @@ class _State:
             unfinished = not content.get("complete")
             if unfinished and content.get("setting") == setting:
                 done = int(content.get("runs_done", 0))
-                return cls(path, setting, done, list(content.get("slowdowns", []))[:done])
+                return cls(path, setting, done, list(content.get("probes_s", []))[:done])
             if not overwrite:
                 what = "an unfinished validation of another setting" if unfinished else "one"
                 raise CalibrationError(
@@ -173,7 +170,7 @@ class _State:
         content = {
             "setting": self.setting,
             "runs_done": self.runs_done,
-            "slowdowns": self.slowdowns,
+            "probes_s": self.probes_s,
             "complete": complete,
         }
         write_text(self.path, json.dumps(content, indent=1) + "\n")
@@ -227,7 +224,7 @@ def _serve(
 ) -> tuple[pd.DataFrame, float]:
     """Serve the workload once in real time; runs differ in the tokens sampled.
 
-    Returns the records and how slow the host was around the run, see `slowdown_of`.
+    Returns the records, and the probe's duration around the run [s].
     """
     limits = limits_of(plan.scenario, decoder.spec)
     config = EngineConfig(
@@ -249,24 +246,10 @@ def _serve(
     ]
     title = f"serving for real, run {number + 1} of {plan.runs}"
     last_s = max(plan.scenario.duration_s, requests[-1].arrival_s)
-    before = slowdown_of(engine, plan.profile, limits)
+    before_s = probe_s(engine)
     engine.clock = WallClock()
     records = engine.serve(arrivals, lambda now_s: progress(min(1.0, now_s / last_s), title))
-    return records, (before + slowdown_of(engine, plan.profile, limits)) / 2
-
-
-def slowdown_of(engine: Engine, profile: Profile, limits: Limits) -> float:
-    """Return how long a plain decode batch takes now, over what the profile says it takes.
-
-    A shared host is not equally fast from one minute to the next. This explains a miss; nothing is
-    corrected by it.
-    """
-    sequences = min(8, limits.max_num_seqs)
-    context = min(64, limits.max_model_len // 2, engine.config.num_blocks // sequences)
-    point = Point((Part(1, context),) * sequences)
-    rng = np.random.default_rng(1)
-    seconds = [measure(engine, point, rng)["iteration"] for _ in range(PROBES)]
-    return median_and_spread(seconds)[0] / predicted_s(profile, point)
+    return records, (before_s + probe_s(engine)) / 2
 
 
 def _warm_up(engine: Engine, limits: Limits) -> None:
@@ -304,14 +287,16 @@ def _facts(plan: Plan, host: Host, requests: list[Request]) -> dict[str, str]:
     }
 
 
-def _notes(plan: Plan, predicted: Result, host: Host, slowdowns: list[float]) -> list[str]:
+def _notes(plan: Plan, predicted: Result, host: Host, probes_s: list[float]) -> list[str]:
     notes = [plan.scenario.description] if plan.scenario.description else []
     extrapolated = [name for name, basis in predicted.basis.items() if basis == "extrapolated"]
     if not extrapolated:
         notes.append("Every predicted duration lies inside the measured grid.")
-    times = ", ".join(f"{slowdown:.2f}" for slowdown in slowdowns)
-    notes.append(
-        f"Around the real runs the host took {times} times as long for a plain decode batch as "
-        "when it was profiled; nothing is corrected by this."
-    )
+    then_s = plan.profile.verdict.probe_s
+    if then_s:
+        times = ", ".join(f"{now_s / then_s:.2f}" for now_s in probes_s)
+        notes.append(
+            f"Around the real runs the host took {times} times as long for one and the same small "
+            "batch as while it was profiled; nothing is corrected by this."
+        )
     return [*notes, *predicted.warnings, *host.notes]

@@ -38,15 +38,7 @@ def generate(
         ),
     )
     for number, prompt in enumerate(prompts):
-        record = Record(
-            request_id=number,
-            tenant="",
-            model="",
-            replica="",
-            arrival_s=0.0,
-            prompt_tokens=len(prompt),
-            output_tokens=output_tokens,
-        )
+        record = Record(request_id=number, prompt_tokens=len(prompt), output_tokens=output_tokens)
         engine.submit(record, prompt)
         if record.outcome == REFUSED:
             raise EngineError(f"prompt {number}: {record.detail}")

@@ -123,6 +123,8 @@ class Verdict(_Part):
     """Its 90th percentile."""
     drift: float
     """Slowest over fastest median of one reference cell measured at intervals, minus 1."""
+    probe_s: float | None = None
+    """Duration of one small batch while profiling, to tell later how fast the host is [s]."""
     warnings: list[str] = []
     """What a reader should know."""
 

@@ -20,10 +20,10 @@ class Record:
     """What happened to one request; times in seconds from the start of the run, NaN if never."""
 
     request_id: int
-    tenant: str
-    model: str
-    replica: str
-    arrival_s: float
+    tenant: str = ""
+    model: str = ""
+    replica: str = ""
+    arrival_s: float = 0.0
     scheduled_s: float = float("nan")
     first_token_s: float = float("nan")
     finish_s: float = float("nan")
