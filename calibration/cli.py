@@ -169,7 +169,7 @@ def validate(
     from moesim.scenario import load_scenario
     from moesim.views.terminal import show_comparison
 
-    scenario = load_scenario(workload)
+    scenario = load_scenario(workload).served_here(model)
     plan = Plan(
         scenario=scenario if trace is None else scenario.with_trace(trace),
         profile=load_profile(profile),

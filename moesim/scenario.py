@@ -18,6 +18,9 @@ from moesim.serving.metrics import SloTargets
 from moesim.traffic.arrivals import Constant, Gamma, Poisson
 from moesim.traffic.lengths import LONGEST, Fixed, Lognormal, Quantiles, check_table
 
+PROFILED = "profiled"
+"""As `hardware.device`: the device the profile was made on, whatever it is."""
+
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -99,7 +102,7 @@ class Hardware(_Part):
     """The devices there are."""
 
     device: str
-    """A shipped device or a YAML file."""
+    """A shipped device, a YAML file, or `profiled`: the device the profile was made on."""
     count: int = Field(default=1, gt=0)
     """How many."""
 
@@ -179,6 +182,15 @@ class Scenario(_Part):
                 f"scenario {self.name}: no tenant has arrivals.kind: trace, so {path} has no place"
             )
         return self.model_copy(update={"tenants": {**self.tenants, **replaying}})
+
+    def served_here(self, checkpoint: str) -> "Scenario":
+        """Return the same traffic for another checkpoint, on the device it was profiled on."""
+        models = {
+            name: model.model_copy(update={"architecture": checkpoint})
+            for name, model in self.models.items()
+        }
+        hardware = self.hardware.model_copy(update={"device": PROFILED})
+        return self.model_copy(update={"models": models, "hardware": hardware})
 
     def to_content(self) -> dict[str, Any]:
         """Return what a scenario file would hold; paths that start from its folder become whole."""

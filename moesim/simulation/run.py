@@ -17,7 +17,7 @@ from moesim.facts.hardware import Device
 from moesim.facts.memory import place_replica
 from moesim.facts.models import ModelSpec
 from moesim.requests import draw_requests
-from moesim.scenario import Scenario
+from moesim.scenario import PROFILED, Scenario
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.metrics import SloTargets, summarise
 from moesim.serving.scheduling import Limits
@@ -66,7 +66,7 @@ def simulate(
     ScenarioError (CapacityError) where the scenario cannot run.
     """
     started = time.perf_counter()
-    device = load_device(scenario.hardware.device, relative_to=scenario.folder)
+    device = _device(scenario)
     profiles = load_profiles(scenario, profiles or {}, device)
     requests = draw_requests(scenario, seed)
     served = [
@@ -92,8 +92,14 @@ def simulate(
     )
 
 
+def _device(scenario: Scenario) -> Device | None:
+    """Return the scenario's device; None for the one that was profiled."""
+    name = scenario.hardware.device
+    return None if name == PROFILED else load_device(name, relative_to=scenario.folder)
+
+
 def load_profiles(
-    scenario: Scenario, given: Mapping[str, Profile], device: Device
+    scenario: Scenario, given: Mapping[str, Profile], device: Device | None
 ) -> dict[str, Profile]:
     """Return each model's profile, checked against the model's shape and the device."""
     for name in given:
@@ -107,7 +113,7 @@ def load_profiles(
         spec = load_model(model.architecture, relative_to=scenario.folder)
         profile = given.get(name) or load_profile(model.profile, relative_to=scenario.folder)
         _same_shape(name, spec, profile)
-        if profile.provenance.device_kind != device.kind:
+        if device and profile.provenance.device_kind != device.kind:
             raise ProfileError(
                 f"models.{name}.profile: measured on {profile.provenance.device} "
                 f"({profile.provenance.device_kind}), hardware.device {device.name} is "
@@ -128,21 +134,22 @@ def limits_of(scenario: Scenario, spec: ModelSpec) -> Limits:
 
 
 def _replicas(
-    scenario: Scenario, model: str, profile: Profile, device: Device, requests: pd.DataFrame
+    scenario: Scenario, model: str, profile: Profile, device: Device | None, requests: pd.DataFrame
 ) -> Iterator[tuple[Replica, pd.DataFrame]]:
     """Yield each replica of a model with its share of the requests, dealt round robin."""
     mine = requests[requests["model"] == model] if len(scenario.models) > 1 else requests
     count = scenario.deployment.replicas
     limits = limits_of(scenario, profile.spec)
     num_blocks = scenario.deployment.kv_blocks or profile.kv.num_blocks
-    place_replica(
-        model,
-        profile.spec,
-        kv_blocks=num_blocks,
-        block_size=profile.kv.block_size,
-        device=device.name,
-        device_bytes=device.memory_bytes,
-    )
+    if device:
+        place_replica(
+            model,
+            profile.spec,
+            kv_blocks=num_blocks,
+            block_size=profile.kv.block_size,
+            device=device.name,
+            device_bytes=device.memory_bytes,
+        )
     for index in range(count):
         replica = Replica(
             name=f"{model}/{index}",

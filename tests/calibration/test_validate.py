@@ -9,7 +9,7 @@ import torch
 from calibration.host import Host
 from calibration.validate import Plan, read_validation, validate
 from moesim.cost.profile import load_profile
-from moesim.errors import CalibrationError, ScenarioError
+from moesim.errors import CalibrationError, ProfileError, ScenarioError
 from moesim.scenario import load_scenario
 from moesim.serving.records import read_records
 
@@ -99,3 +99,19 @@ def test_incomplete_folder_has_no_report(tmp_path: Path) -> None:
     """`report` says what to run first."""
     with pytest.raises(CalibrationError, match=r"no comparison\.json"):
         read_validation(tmp_path)
+
+
+def test_any_workload_can_be_served_by_the_profiled_checkpoint(
+    plan: Plan, host: Host, tmp_path: Path
+) -> None:
+    """A scenario written for another model and device lends its traffic."""
+    models = {
+        name: model.model_copy(update={"architecture": "demo-moe"})
+        for name, model in plan.scenario.models.items()
+    }
+    hardware = plan.scenario.hardware.model_copy(update={"device": "h100-sxm-80gb"})
+    other = plan.scenario.model_copy(update={"models": models, "hardware": hardware})
+    with pytest.raises(ProfileError, match="measured with hidden_size 16, the model has 384"):
+        validate(replace(plan, scenario=other), tmp_path, host, silent)
+    here = replace(plan, scenario=other.served_here(plan.model), runs=1)
+    assert not validate(here, tmp_path, host, silent).comparison.empty
