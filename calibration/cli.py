@@ -163,9 +163,10 @@ def validate(
     from calibration.host import detect as look
     from calibration.models import device_of
     from calibration.report import write_validation_report
-    from calibration.validate import Plan, comparison_json
+    from calibration.validate import Plan
     from calibration.validate import validate as run_validation
     from moesim.cost.profile import load_profile
+    from moesim.evidence.validation import comparison_json
     from moesim.scenario import load_scenario
     from moesim.views.terminal import show_comparison
 
@@ -196,9 +197,9 @@ def report(
 ) -> None:
     """Draw the report of a validation again, say on another machine."""
     from calibration.report import write_validation_report
-    from calibration.validate import read_validation
+    from moesim.evidence.validation import load_validation
 
-    print(write_validation_report(read_validation(folder), folder))
+    print(write_validation_report(load_validation(folder), folder))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from calibration.validate import Validation
+from moesim.evidence.validation import Validation
 
 
 def write_validation_report(validation: Validation, folder: Path) -> str:

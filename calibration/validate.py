@@ -28,6 +28,13 @@ from moesim.commands import Reporter
 from moesim.cost.profile import Profile
 from moesim.errors import CalibrationError, ScenarioError
 from moesim.evidence.compare import compare
+from moesim.evidence.validation import (
+    COMPARISON,
+    PREDICTED,
+    Validation,
+    comparison_json,
+    measured_file,
+)
 from moesim.files import write_text
 from moesim.requests import Request, requests_of
 from moesim.scenario import Scenario
@@ -38,8 +45,6 @@ from moesim.simulation.stepwise import record_of
 from moesim.units import format_bytes, format_seconds
 
 STATE = "validation.json"
-COMPARISON = "comparison.json"
-PREDICTED = "predicted.parquet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +57,6 @@ class Plan:
     runs: int
     seed: int
     device: torch.device
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """Real runs, their prediction, and the comparison of both."""
-
-    measured: list[pd.DataFrame]
-    predicted: pd.DataFrame
-    comparison: pd.DataFrame
-    facts: Mapping[str, str]
-    notes: list[str]
-
-
-def measured_file(number: int) -> str:
-    """Return the file name of a real run's records, counted from 1."""
-    return f"measured-{number}.parquet"
 
 
 def validate(
@@ -98,38 +87,19 @@ def validate(
         facts=_facts(plan, host, requests),
         notes=_notes(plan, predicted, host, state.probes_s),
     )
+    _drop_runs_after(plan.runs, out)
     write_records(predicted.records, out / PREDICTED)
     write_text(out / COMPARISON, comparison_json(validation))
     state.complete()
     return validation
 
 
-def comparison_json(validation: Validation) -> str:
-    """Return the comparison with its facts and notes as JSON."""
-    content = {
-        "comparison": json.loads(validation.comparison.to_json(orient="records")),
-        "facts": dict(validation.facts),
-        "notes": validation.notes,
-    }
-    return json.dumps(content, indent=1) + "\n"
-
-
-def read_validation(folder: Path) -> Validation:
-    """Read what `validate` wrote; CalibrationError where it is incomplete."""
-    try:
-        content = json.loads((folder / COMPARISON).read_text())
-    except (OSError, ValueError):
-        raise CalibrationError(
-            f"{folder}: no {COMPARISON}; run moesim-calibrate validate --out {folder} first"
-        ) from None
-    numbers = range(1, 1 + len(list(folder.glob("measured-*.parquet"))))
-    return Validation(
-        measured=[read_records(folder / measured_file(n)) for n in numbers],
-        predicted=read_records(folder / PREDICTED),
-        comparison=pd.DataFrame(content["comparison"]),
-        facts=content["facts"],
-        notes=content["notes"],
-    )
+def _drop_runs_after(runs: int, out: Path) -> None:
+    """Remove the runs of a longer validation that this one replaces."""
+    kept = {measured_file(number + 1) for number in range(runs)}
+    for path in out.glob("measured-*.parquet"):
+        if path.name not in kept:
+            path.unlink()
 
 
 @dataclass(slots=True)

@@ -21,10 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import settings
 
 from moesim.cost.profile import Profile
+from moesim.facts.models import ModelSpec
+from moesim.serving.records import COMPLETED, REFUSED, Record, records_frame
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -141,3 +144,57 @@ def tiny_scenario(
         },
     }
     return lambda: json.loads(json.dumps(content))
+
+
+@pytest.fixture
+def records() -> pd.DataFrame:
+    """Return three requests served and one refused; TTFT 1, 2 and 3 s, TPOT 1, 1 and none."""
+    times = [(0, 1, 3, 3), (1, 3, 4, 2), (2, 5, 5, 1)]
+    served = [
+        Record(
+            request_id=number,
+            tenant="chat",
+            model="demo",
+            replica="demo/0",
+            arrival_s=arrival,
+            scheduled_s=arrival,
+            first_token_s=first,
+            finish_s=finish,
+            prompt_tokens=8,
+            output_tokens=tokens,
+            outcome=COMPLETED,
+        )
+        for number, (arrival, first, finish, tokens) in enumerate(times)
+    ]
+    refused = Record(
+        request_id=3, tenant="chat", model="demo", replica="demo/0", arrival_s=3, outcome=REFUSED
+    )
+    return records_frame([*served, refused])
+
+
+@pytest.fixture
+def slower(records: pd.DataFrame) -> pd.DataFrame:
+    """Stretch every wait by a quarter."""
+    stretched = {
+        name: records["arrival_s"] + 1.25 * (records[name] - records["arrival_s"])
+        for name in ("first_token_s", "finish_s")
+    }
+    return records.assign(**stretched)
+
+
+@pytest.fixture(scope="session")
+def engine_spec() -> ModelSpec:
+    """Return the shape of a model that is made and profiled within a test."""
+    return ModelSpec(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        vocab_size=64,
+        max_position_embeddings=96,
+        dtype="float32",
+    )

@@ -15,19 +15,6 @@ from engine.model.checkpoint import random_decoder, save_decoder
 from moesim.facts.catalog import shipped
 from moesim.facts.models import ModelSpec
 
-TINY = ModelSpec(
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    num_local_experts=4,
-    num_experts_per_tok=2,
-    vocab_size=64,
-    max_position_embeddings=96,
-    dtype="float32",
-)
 MAINS = {
     "moesim": "moesim.cli",
     "moesim-engine": "engine.cli",
@@ -62,9 +49,9 @@ def quickstart() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(engine_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands") / "tiny"
-    save_decoder(random_decoder(TINY, seed=0), folder)
+    save_decoder(random_decoder(engine_spec, seed=0), folder)
     return folder
 
 

@@ -6,10 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from moesim.dashboard.prediction import chart
-from moesim.serving.metrics import LATENCIES
-from moesim.views.charts import errors, latency_cdf, running_over_time
-from moesim.views.tables import COMPARISON_HEADINGS, comparison_rows, headline
-from moesim.views.validation import (
+from moesim.evidence.validation import (
     COMPARISON,
     FOLDER_VARIABLE,
     Validation,
@@ -17,6 +14,9 @@ from moesim.views.validation import (
     load_validation,
     named_tables,
 )
+from moesim.serving.metrics import LATENCIES
+from moesim.views.charts import errors, latency_cdf, running_over_time
+from moesim.views.tables import COMPARISON_HEADINGS, comparison_rows, headline
 from moesim.views.wording import GLOSSARY
 
 

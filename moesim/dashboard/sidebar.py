@@ -16,9 +16,9 @@ from moesim.dashboard.settings import (
     with_enough_devices,
 )
 from moesim.errors import ScenarioError
+from moesim.evidence.validation import PROFILE, default_folder
 from moesim.facts.catalog import shipped
 from moesim.scenario import Model, Scenario, Tenant, TraceArrivals, scenario_from
-from moesim.views.validation import PROFILE, default_folder
 
 OWN_FILE = "a file of mine"
 FIRST = "quickstart"

@@ -70,7 +70,7 @@ class Process:
 
 def step_through(replica: Replica, requests: pd.DataFrame) -> Served:
     """Serve an open-loop stream iteration by iteration."""
-    env = simpy.Environment()
+    env = simpy.Environment(initial_time=0.0)
     process = Process(env, replica, requests_from(requests))
     env.run()
     return Served(records=process.ledger.frame(), usage=process.usage, basis=replica.cost.basis())

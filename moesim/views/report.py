@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from moesim.evidence.validation import named_tables
 from moesim.files import write_text
 from moesim.serving.metrics import LATENCIES
 from moesim.views.charts import Figure, errors, latency_cdf, running_over_time
 from moesim.views.tables import CLOSE, COMPARISON_HEADINGS, comparison_rows, headline
-from moesim.views.validation import named_tables
 from moesim.views.wording import GLOSSARY
 
 STYLE = """

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from calibration.host import Host
-from calibration.validate import Plan, read_validation, validate
+from calibration.validate import Plan, validate
 from moesim.cost.profile import load_profile
 from moesim.errors import CalibrationError, ProfileError, ScenarioError
+from moesim.evidence.validation import load_validation
 from moesim.scenario import load_scenario
 from moesim.serving.records import read_records
 
@@ -46,7 +47,7 @@ def test_serves_and_predicts_the_same_requests(plan: Plan, host: Host, tmp_path:
         "predicted.parquet",
         "validation.json",
     }
-    again = read_validation(tmp_path / "v")
+    again = load_validation(tmp_path / "v")
     assert again.comparison["metric"].tolist() == validation.comparison["metric"].tolist()
     assert len(again.measured) == 2
 
@@ -76,6 +77,13 @@ def test_a_finished_validation_is_not_overwritten(plan: Plan, host: Host, tmp_pa
     validate(replace(plan, runs=1), tmp_path, host, silent, overwrite=True)
 
 
+def test_runs_of_a_longer_validation_do_not_stay(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """Replacing two runs by one leaves one, so that a report drawn later does not mix them."""
+    validate(plan, tmp_path, host, silent)
+    validate(replace(plan, runs=1), tmp_path, host, silent, overwrite=True)
+    assert len(load_validation(tmp_path).measured) == 1
+
+
 def test_profile_of_another_host_is_refused(plan: Plan, host: Host, tmp_path: Path) -> None:
     """A prediction for one machine says nothing about another."""
     elsewhere = replace(host, cores=host.cores + 1)
@@ -97,8 +105,8 @@ def test_a_trace_needs_a_place(plan: Plan) -> None:
 
 def test_incomplete_folder_has_no_report(tmp_path: Path) -> None:
     """`report` says what to run first."""
-    with pytest.raises(CalibrationError, match=r"no comparison\.json"):
-        read_validation(tmp_path)
+    with pytest.raises(ScenarioError, match=r"comparison\.json: not readable"):
+        load_validation(tmp_path)
 
 
 def test_any_workload_can_be_served_by_the_profiled_checkpoint(

@@ -8,8 +8,8 @@ import pytest
 
 from moesim.errors import ScenarioError
 from moesim.evidence.compare import compare
+from moesim.evidence.validation import load_validation, named_tables
 from moesim.serving.records import write_records
-from moesim.views.validation import load_validation, named_tables
 
 
 @pytest.fixture

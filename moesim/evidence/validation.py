@@ -21,6 +21,7 @@ from moesim.evidence.compare import COLUMNS
 from moesim.serving.records import read_records
 
 COMPARISON = "comparison.json"
+PREDICTED = "predicted.parquet"
 PROFILE = "profile.json"
 FOLDER_VARIABLE = "MOESIM_DEMO"
 NUMBERS = ["measured", "predicted", "error", "spread"]
@@ -42,6 +43,21 @@ def default_folder() -> Path:
     return Path(os.environ.get(FOLDER_VARIABLE) or "demo")
 
 
+def measured_file(number: int) -> str:
+    """Return the file name of a real run's records, counted from 1."""
+    return f"measured-{number}.parquet"
+
+
+def comparison_json(validation: Validation) -> str:
+    """Return what `comparison.json` holds."""
+    content = {
+        "comparison": json.loads(validation.comparison.to_json(orient="records")),
+        "facts": validation.facts,
+        "notes": validation.notes,
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
 def load_validation(folder: Path) -> Validation:
     """Load a validation folder; ScenarioError names the file that is missing or broken."""
     content = _read_json(folder / COMPARISON)
@@ -51,7 +67,7 @@ def load_validation(folder: Path) -> Validation:
     return Validation(
         comparison=_comparison(content.get("comparison"), folder / COMPARISON),
         measured=[read_records(path) for path in runs],
-        predicted=read_records(folder / "predicted.parquet"),
+        predicted=read_records(folder / PREDICTED),
         facts={str(name): str(value) for name, value in dict(content.get("facts") or {}).items()},
         notes=[str(note) for note in content.get("notes") or []],
     )
