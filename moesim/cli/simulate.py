@@ -1,4 +1,4 @@
-"""The command `moesim`: simulate scenarios."""
+"""`moesim simulate`: predict one scenario."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from moesim import commands
-from moesim.facts.catalog import SUFFIX, shipped
-
-app = commands.application("Predict what serving mixture-of-experts models will do on your GPUs.")
-
-SIMULATE_HELP = """Simulate a scenario and print its latencies, throughput and goodput.
+HELP = """Simulate a scenario and print its latencies, throughput and goodput.
 
 Examples:
 
@@ -24,7 +19,6 @@ Examples:
 """
 
 
-@app.command(help=SIMULATE_HELP)
 def simulate(
     scenario: Annotated[str, typer.Argument(help="A scenario file or a shipped scenario's name.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and lengths.")] = 0,
@@ -64,15 +58,3 @@ def simulate(
         show_metrics(metrics, result.elapsed_s)
         if out is not None:
             print(f"records, metrics and scenario written to {out}/")
-
-
-@app.command(name="list")
-def list_shipped() -> None:
-    """List the shipped scenarios, workloads, models, profiles and devices."""
-    for folder in SUFFIX:
-        print(f"{folder + ':':<11}{', '.join(shipped(folder)) or '-'}")
-
-
-def main() -> None:
-    """Run the command."""
-    app()
