@@ -38,7 +38,8 @@ from moesim.cost.profile import (
     save_profile,
 )
 from moesim.errors import CalibrationError
-from moesim.serving.scheduling import Batch, Chunk, Limits, Sequence
+from moesim.serving.scheduling import Limits
+from moesim.serving.sequences import Batch, Chunk, Sequence
 
 FEWEST_ROUNDS = 5
 TOLERATED_DRIFT = 0.3

@@ -10,7 +10,7 @@ from engine.model.routing import forced_routing
 from engine.serve.engine import Engine
 from moesim.cost.profile import COORDINATES, PER_LAYER
 from moesim.serving.records import Record
-from moesim.serving.scheduling import Sequence
+from moesim.serving.sequences import Sequence
 
 
 def place(engine: Engine, point: Point, rng: np.random.Generator) -> None:

@@ -179,10 +179,14 @@ def _setting(plan: Plan, requests: list[Request]) -> dict[str, Any]:
         "workload": hashlib.sha256(workload.encode()).hexdigest()[:16],
         "model": plan.profile.provenance.model_digest,
         "host": plan.profile.provenance.host_hash,
-        "limits": asdict(limits_of(plan.scenario, plan.profile.spec)),
+        "limits": asdict(_limits(plan)),
         "num_blocks": _num_blocks(plan),
         "runs": plan.runs,
     }
+
+
+def _limits(plan: Plan) -> Limits:
+    return limits_of(plan.scenario, plan.profile.spec, plan.profile.kv.block_size)
 
 
 def _num_blocks(plan: Plan) -> int:
@@ -196,7 +200,7 @@ def _serve(
 
     Returns the records, and the probe's duration around the run [s].
     """
-    limits = limits_of(plan.scenario, decoder.spec)
+    limits = _limits(plan)
     config = EngineConfig(
         limits=limits,
         num_blocks=_num_blocks(plan),

@@ -4,6 +4,7 @@ Each tenant's arrivals, prompts and outputs come from streams of their own, keye
 tenant, so that changing one tenant leaves the others' requests as they were.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -13,8 +14,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moesim.errors import ScenarioError
-from moesim.scenario import Lengths, Scenario, Tenant, TraceArrivals, TraceLengths
-from moesim.traffic.traces import Window, cut, read_trace
+from moesim.scenario import Arrivals, Lengths, Scenario, Tenant, TraceArrivals, TraceLengths
+from moesim.traffic.servegen import (
+    ServeGenArrivals,
+    ServeGenLengths,
+    clients_from,
+    lengths_from,
+    quantiles_of,
+    windows_of,
+)
+from moesim.traffic.tables import read_table
+from moesim.traffic.traces import Trace, Window, cut, read_trace
+from moesim.traffic.users import Users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,29 +38,74 @@ class Request:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    prefix: tuple[int, ...] = ()
+    """Names of the prompt's full blocks: equal names, equal prompts up to there."""
 
 
 COLUMNS = ("tenant", "model", "arrival_s", "prompt_tokens", "output_tokens")
 
 
-def draw_requests(scenario: Scenario, seed: int) -> pd.DataFrame:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """The files that a scenario's traffic comes from, each read once, by the path it gives."""
+
+    requests: Mapping[str, Trace]
+    clients: Mapping[str, pd.DataFrame]
+    """ServeGen's windows of arrivals."""
+    lengths: Mapping[str, pd.DataFrame]
+    """ServeGen's windows of lengths."""
+
+
+def load_traces(scenario: Scenario) -> Traces:
+    """Read the files that a scenario's traffic comes from; ScenarioError where one is wrong.
+
+    Bad rows are skipped only if all tenants that replay a trace say so.
+    """
+    tenants = scenario.tenants.values()
+    arrivals = [tenant.arrivals for tenant in tenants]
+    lengths = [part for tenant in tenants for part in (tenant.prompt_tokens, tenant.output_tokens)]
+    replays = [part for part in arrivals if isinstance(part, TraceArrivals)]
+    strict = {part.path for part in replays if not part.skip_bad_rows}
+    return Traces(
+        requests={
+            path: read_trace(_located(path, scenario), skip_bad_rows=path not in strict)
+            for path in dict.fromkeys(part.path for part in replays)
+        },
+        clients={
+            path: clients_from(read_table(_located(path, scenario)))
+            for path in {part.path for part in arrivals if isinstance(part, ServeGenArrivals)}
+        },
+        lengths={
+            path: lengths_from(read_table(_located(path, scenario)))
+            for path in {part.path for part in lengths if isinstance(part, ServeGenLengths)}
+        },
+    )
+
+
+def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -> pd.DataFrame:
     """Draw a scenario's requests in order of arrival, columns as in `Request`, numbered from 0.
 
-    Raises ScenarioError when there is not one request.
+    Where a replayed trace names its prompts' blocks by hashes there is a column `prefix`, a tuple
+    of them a request, and `attrs["prefix_block"]` is how many tokens a block has. `traces` are the
+    scenario's files if they are read already, to draw with many seeds.
+
+    Users in a closed loop ask while a simulation runs, so theirs are not among them. Raises
+    ScenarioError when there is not one request, and no user either.
     """
     if seed < 0:
         raise ScenarioError(f"seed: {seed} must not be negative")
+    traces = traces or load_traces(scenario)
     frames = [
-        _tenant_requests(name, tenant, scenario, seed) for name, tenant in scenario.tenants.items()
+        _tenant_requests(name, tenant, scenario, seed, traces)
+        for name, tenant in scenario.tenants.items()
     ]
-    merged = frames[0] if len(frames) == 1 else pd.concat(frames)
-    if merged.empty:
+    merged = _merged(frames)
+    asking = any(isinstance(tenant.arrivals, Users) for tenant in scenario.tenants.values())
+    if merged.empty and not asking:
         raise ScenarioError(
             f"scenario {scenario.name}: duration_s: {scenario.duration_s:g}: no request arrives; "
             "make it longer or raise a rate"
         )
-    if len(frames) > 1:
-        merged = merged.sort_values("arrival_s", kind="stable", ignore_index=True)
     merged.insert(0, "request_id", np.arange(len(merged)))
     return merged
 
@@ -61,7 +117,8 @@ def requests_of(scenario: Scenario, seed: int) -> list[Request]:
 
 def requests_from(frame: pd.DataFrame) -> list[Request]:
     """Return the rows of a frame of requests as objects, for the engine and for stepping."""
-    columns = (frame[name].tolist() for name in ("request_id", *COLUMNS))
+    prefix = frame["prefix"].tolist() if "prefix" in frame else [()] * len(frame)
+    columns = (*(frame[name].tolist() for name in ("request_id", *COLUMNS)), prefix)
     return [
         Request(
             request_id=request_id,
@@ -70,52 +127,105 @@ def requests_from(frame: pd.DataFrame) -> list[Request]:
             arrival_s=arrival_s,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
+            prefix=names,
         )
-        for request_id, tenant, model, arrival_s, prompt_tokens, output_tokens in zip(
+        for request_id, tenant, model, arrival_s, prompt_tokens, output_tokens, names in zip(
             *columns, strict=True
         )
     ]
 
 
-def _tenant_requests(name: str, tenant: Tenant, scenario: Scenario, seed: int) -> pd.DataFrame:
+def _merged(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return all tenants' requests by time, those of one instant in the order of the tenants."""
+    blocks = {frame.attrs["prefix_block"] for frame in frames if "prefix" in frame}
+    if len(blocks) > 1:
+        sizes = " and ".join(map(str, sorted(blocks)))
+        raise ScenarioError(
+            f"tenants replay traces whose hashes stand for different numbers of tokens ({sizes}); "
+            "give them prompt lengths of another kind, or scenarios of their own"
+        )
+    if len(frames) == 1:
+        return frames[0]
+    merged = pd.concat(frames)
+    if blocks:
+        merged["prefix"] = [() if hashes != hashes else hashes for hashes in merged["prefix"]]
+        merged.attrs["prefix_block"] = blocks.pop()
+    return merged.sort_values("arrival_s", kind="stable", ignore_index=True)
+
+
+def _tenant_requests(
+    name: str, tenant: Tenant, scenario: Scenario, seed: int, traces: Traces
+) -> pd.DataFrame:
     streams = np.random.SeedSequence([seed, crc32(name.encode())]).spawn(3)
     arrivals, prompts, outputs = (np.random.default_rng(stream) for stream in streams)
-    trace = None
-    if isinstance(tenant.arrivals, TraceArrivals):
-        trace = _replayed(tenant.arrivals, scenario)
-        times = trace["arrival_s"].to_numpy()
-    else:
-        times = tenant.arrivals.times_s(scenario.duration_s, arrivals)
-    return pd.DataFrame(
+    trace = _replayed(tenant.arrivals, scenario.duration_s, traces)
+    times = _times(tenant.arrivals, trace, scenario.duration_s, traces, arrivals)
+    frame = pd.DataFrame(
         {
             "tenant": name,
             "model": tenant.model,
             "arrival_s": times,
-            "prompt_tokens": _lengths(tenant.prompt_tokens, "prompt_tokens", trace, times, prompts),
-            "output_tokens": _lengths(tenant.output_tokens, "output_tokens", trace, times, outputs),
+            "prompt_tokens": _lengths(tenant, "prompt_tokens", trace, times, traces, prompts),
+            "output_tokens": _lengths(tenant, "output_tokens", trace, times, traces, outputs),
         }
     )
+    if trace is not None and "prefix" in trace:
+        return _with_prefix(frame, tenant, trace)
+    return frame
 
 
-def _replayed(arrivals: TraceArrivals, scenario: Scenario) -> pd.DataFrame:
-    path = Path(arrivals.path)
-    if not path.is_absolute() and not path.exists() and scenario.folder is not None:
-        path = scenario.folder / path
+def _located(path: str, scenario: Scenario) -> Path:
+    """Return where a scenario's file lies; what is not here is beside the scenario."""
+    here = Path(path)
+    if here.is_absolute() or here.exists() or scenario.folder is None:
+        return here
+    return scenario.folder / here
+
+
+def _replayed(arrivals: Arrivals, duration_s: float, traces: Traces) -> pd.DataFrame | None:
+    """Return the part of a trace that a tenant replays; None where it replays none."""
+    if not isinstance(arrivals, TraceArrivals):
+        return None
     window = Window(
         start_s=arrivals.start_s,
-        duration_s=scenario.duration_s * arrivals.speedup,
+        duration_s=duration_s * arrivals.speedup,
         speedup=arrivals.speedup,
+        tenant=arrivals.only_tenant,
+        max_requests=arrivals.max_requests,
     )
-    return cut(read_trace(path), window, path)
+    trace = traces.requests[arrivals.path]
+    part = cut(trace.frame, window, Path(arrivals.path))
+    part.attrs["prefix_block"] = trace.prefix_block
+    return part
+
+
+def _times(
+    arrivals: Arrivals,
+    trace: pd.DataFrame | None,
+    duration_s: float,
+    traces: Traces,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    if trace is not None:
+        return trace["arrival_s"].to_numpy(dtype=float)
+    if isinstance(arrivals, (Users, TraceArrivals)):
+        return np.empty(0)  # users ask while the simulation runs
+    if isinstance(arrivals, ServeGenArrivals):
+        clients = traces.clients[arrivals.path]
+        windows = windows_of(clients, arrivals.client, Path(arrivals.path))
+        return arrivals.times_in(windows, duration_s, rng)
+    return arrivals.times_s(duration_s, rng)
 
 
 def _lengths(
-    lengths: Lengths,
+    tenant: Tenant,
     field: str,
     trace: pd.DataFrame | None,
     times: NDArray[np.float64],
+    traces: Traces,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
+    lengths: Lengths = getattr(tenant, field)
     if isinstance(lengths, TraceLengths):
         if trace is None:
             raise ScenarioError(f"{field}.kind: trace needs arrivals.kind: trace")
@@ -123,4 +233,25 @@ def _lengths(
         scaled = np.clip(np.rint(original * lengths.scale), 1, lengths.max).astype(np.int64)
         # A zero in the trace stays zero: scaling must not invent work that was refused.
         return np.where(original == 0, 0, scaled)
+    if isinstance(lengths, ServeGenLengths):
+        table = traces.lengths[lengths.path]
+        quantiles = quantiles_of(table, lengths.client, field, Path(lengths.path))
+        return lengths.draw_at(_recorded(tenant.arrivals, times), quantiles, rng)
     return lengths.draw(len(times), rng)
+
+
+def _recorded(arrivals: Arrivals, times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return when arrivals drawn from a ServeGen file happen in the file's own time."""
+    if isinstance(arrivals, ServeGenArrivals):
+        return arrivals.start_s + times * arrivals.speedup
+    return times
+
+
+def _with_prefix(frame: pd.DataFrame, tenant: Tenant, trace: pd.DataFrame) -> pd.DataFrame:
+    """Add the hashes of a trace's prompts, where its prompts are what is replayed."""
+    lengths = tenant.prompt_tokens
+    if isinstance(lengths, TraceLengths):
+        frame["prefix"] = trace["prefix"].to_numpy()
+        # A prompt scaled down has its blocks scaled down.
+        frame.attrs["prefix_block"] = max(1, round(trace.attrs["prefix_block"] * lengths.scale))
+    return frame

@@ -15,8 +15,12 @@ from moesim.errors import ScenarioError
 from moesim.facts.catalog import locate
 from moesim.files import read_yaml
 from moesim.serving.metrics import SloTargets
-from moesim.traffic.arrivals import Constant, Gamma, Poisson
+from moesim.serving.policies import POLICIES
+from moesim.traffic.arrivals import Constant, Gamma, Poisson, Weibull
 from moesim.traffic.lengths import LONGEST, Fixed, Lognormal, Quantiles, check_table
+from moesim.traffic.modulated import Diurnal, OnOff
+from moesim.traffic.servegen import ServeGenArrivals, ServeGenLengths
+from moesim.traffic.users import Users
 
 PROFILED = "profiled"
 """As `hardware.device`: the device the profile was made on, whatever it is."""
@@ -34,11 +38,17 @@ class TraceArrivals(_Part):
     kind: Literal["trace"]
     """`trace`."""
     path: str
-    """The trace: Azure LLM inference CSV, or CSV with arrival_s, prompt_tokens, output_tokens."""
+    """The trace, of any layout that `moesim workload inspect --help` lists."""
     start_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Where in the trace to begin [s of the trace]."""
     speedup: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """How much faster than recorded; 0.5 is half as fast."""
+    only_tenant: str | None = None
+    """Only the requests of this tenant of the trace; `moesim workload inspect` lists them."""
+    max_requests: int | None = Field(default=None, gt=0)
+    """At most so many requests, the first ones."""
+    skip_bad_rows: bool = False
+    """Whether rows that are no requests are left out with a warning instead of refused."""
 
 
 class TraceLengths(_Part):
@@ -52,8 +62,21 @@ class TraceLengths(_Part):
     """Longest length; longer ones are clipped to it [tokens]."""
 
 
-Arrivals = Annotated[Poisson | Gamma | Constant | TraceArrivals, Field(discriminator="kind")]
-Lengths = Annotated[Fixed | Lognormal | Quantiles | TraceLengths, Field(discriminator="kind")]
+Arrivals = Annotated[
+    Poisson
+    | Gamma
+    | Weibull
+    | Constant
+    | OnOff
+    | Diurnal
+    | Users
+    | TraceArrivals
+    | ServeGenArrivals,
+    Field(discriminator="kind"),
+]
+Lengths = Annotated[
+    Fixed | Lognormal | Quantiles | TraceLengths | ServeGenLengths, Field(discriminator="kind")
+]
 
 
 class Slo(_Part):
@@ -80,6 +103,12 @@ class Tenant(_Part):
     """How long its answers are."""
     slo: Slo = Slo()
     """Its latency targets."""
+    priority: int = Field(default=0, ge=-1000, le=1000)
+    """Its urgency under `order: priority`; the lowest number goes first."""
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    """Its share of the service under `order: fair`."""
+    shared_prefix_tokens: int = Field(default=0, ge=0, le=LONGEST)
+    """Tokens that all its prompts begin with, for `prefix_caching`; part of `prompt_tokens`."""
 
     @model_validator(mode="after")
     def _trace_lengths(self) -> Self:
@@ -108,12 +137,36 @@ class Hardware(_Part):
 
 
 class Scheduler(_Part):
-    """The replica's scheduler: continuous batching with chunked prefill."""
+    """The replica's scheduler."""
 
+    policy: Literal[
+        "chunked_prefill", "prefill_priority", "static", "no_evict", "max_utilisation"
+    ] = "chunked_prefill"
+    """How batches are put together; docs/scheduling.md says what server each mirrors."""
+    order: Literal["fcfs", "priority", "fair"] = "fcfs"
+    """Who is next: by arrival, by the tenants' priority, or in proportion to their weight."""
     max_num_seqs: int = Field(default=64, gt=0, le=65536)
     """Sequences that run at once."""
     max_batched_tokens: int = Field(default=512, gt=0, le=1_048_576)
-    """Tokens that enter one iteration; longer prompts are prefilled in chunks."""
+    """Tokens that enter one iteration; longer prompts are prefilled in chunks, or refused."""
+    preemption: Literal["recompute", "swap"] = "recompute"
+    """What happens to a preempted sequence's KV blocks: computed again, or copied out and back."""
+    swap_gib: float = Field(default=4.0, gt=0, le=1e6)
+    """Host memory for the blocks of preempted sequences, per replica [GiB]."""
+    swap_gb_per_s: float | None = Field(default=None, gt=0, le=1e5)
+    """Bandwidth of those copies [GB/s]; needed by `preemption: swap`, measure or look it up."""
+    prefix_caching: bool = False
+    """Whether prompts that begin alike share their KV blocks."""
+
+    @model_validator(mode="after")
+    def _swaps(self) -> Self:
+        if self.preemption == "swap" and self.swap_gb_per_s is None:
+            raise ValueError("preemption: swap needs swap_gb_per_s, the host link's bandwidth")
+        if self.preemption == "swap" and self.prefix_caching:
+            raise ValueError("preemption: swap does not go with prefix_caching; use recompute")
+        if self.preemption == "swap" and not POLICIES[self.policy].preempts:
+            raise ValueError(f"preemption: policy {self.policy} never preempts; leave it out")
+        return self
 
 
 class Dedicated(_Part):
@@ -334,5 +387,20 @@ def _written_location(location: tuple[Any, ...], content: Any) -> list[Any]:
 
 def _all_fields() -> list[str]:
     parts = (Scenario, Model, Tenant, Hardware, Dedicated, Scheduler, Slo, Workload)
-    kinds = (Poisson, Gamma, Constant, TraceArrivals, Fixed, Lognormal, Quantiles, TraceLengths)
+    kinds = (
+        Poisson,
+        Gamma,
+        Weibull,
+        Constant,
+        OnOff,
+        Diurnal,
+        Users,
+        TraceArrivals,
+        ServeGenArrivals,
+        Fixed,
+        Lognormal,
+        Quantiles,
+        TraceLengths,
+        ServeGenLengths,
+    )
     return sorted({name for part in (*parts, *kinds) for name in part.model_fields})

@@ -1,14 +1,16 @@
 """A scenario's requests: merged by time, numbered, each tenant from streams of its own."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from moesim.errors import ScenarioError
-from moesim.requests import Request, requests_of
+from moesim.errors import MoesimWarning, ScenarioError
+from moesim.requests import Request, draw_requests, load_traces, requests_of
 from moesim.scenario import scenario_from
 
 Content = Callable[[], dict[str, Any]]
@@ -150,3 +152,162 @@ def test_one_silent_tenant_among_others_is_no_error(tiny_scenario: Content) -> N
     alone = requests_of(scenario_from(content), seed=0)
     content["tenants"]["rare"] = content["tenants"]["chat"] | {"arrivals": silent}
     assert requests_of(scenario_from(content), seed=0) == alone
+
+
+MOONCAKE = [
+    {"timestamp": 0, "input_length": 1000, "output_length": 5, "hash_ids": [1, 2]},
+    {"timestamp": 2000, "input_length": 600, "output_length": 6, "hash_ids": [1, 3]},
+]
+
+
+@pytest.fixture
+def hashed(tmp_path: Path) -> Path:
+    """Write a trace of two prompts that begin with the same 512 tokens."""
+    path = tmp_path / "mooncake.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in MOONCAKE))
+    return path
+
+
+def test_hashes_of_a_trace_come_with_its_prompts(tiny_scenario: Content, hashed: Path) -> None:
+    """Other tenants have none; the block's size is the trace's."""
+    content = tiny_scenario()
+    content["tenants"]["other"] = json.loads(json.dumps(content["tenants"]["chat"]))
+    requests = draw_requests(scenario_from(_replay(content, hashed)), seed=0)
+    mine = requests["tenant"] == "chat"
+    assert requests.attrs["prefix_block"] == 512
+    assert requests.loc[mine, "prefix"].tolist() == [(1, 2), (1, 3)]
+    assert set(requests.loc[~mine, "prefix"]) == {()}
+
+
+def test_blocks_are_scaled_with_their_prompts(tiny_scenario: Content, hashed: Path) -> None:
+    """At an eighth, a prompt of 1000 tokens has 125, in blocks of 64."""
+    content = _replay(tiny_scenario(), hashed)
+    content["tenants"]["chat"]["prompt_tokens"] |= {"scale": 0.125}
+    requests = draw_requests(scenario_from(content), seed=0)
+    assert requests["prompt_tokens"].tolist() == [125, 75]
+    assert requests.attrs["prefix_block"] == 64
+
+
+def test_prompts_that_are_drawn_have_no_hashes(tiny_scenario: Content, hashed: Path) -> None:
+    """The trace's hashes are of other prompts; nor does any other trace bring a column."""
+    content = _replay(tiny_scenario(), hashed)
+    content["tenants"]["chat"]["prompt_tokens"] = {"kind": "fixed", "tokens": 7}
+    assert "prefix" not in draw_requests(scenario_from(content), seed=0)
+    assert "prefix" not in draw_requests(scenario_from(tiny_scenario()), seed=0)
+
+
+def test_blocks_of_two_sizes_are_refused(tiny_scenario: Content, hashed: Path) -> None:
+    """One run has one size of block."""
+    content = tiny_scenario()
+    content["tenants"]["other"] = json.loads(json.dumps(content["tenants"]["chat"]))
+    content = _replay(content, hashed)
+    content["tenants"]["other"] |= json.loads(json.dumps(content["tenants"]["chat"]))
+    content["tenants"]["other"]["prompt_tokens"]["scale"] = 0.5
+    with pytest.raises(ScenarioError, match=r"different numbers of tokens \(256 and 512\)"):
+        draw_requests(scenario_from(content), seed=0)
+
+
+def test_one_tenant_of_a_trace_and_its_first_requests(
+    tiny_scenario: Content, tmp_path: Path
+) -> None:
+    """Two of the three of `a`, and not those of `b`."""
+    path = tmp_path / "trace.csv"
+    rows = ["0,1,1,a", "1,2,1,b", "2,3,1,a", "3,4,1,a"]
+    path.write_text("arrival_s,prompt_tokens,output_tokens,tenant\n" + "\n".join(rows))
+    content = _replay(tiny_scenario(), path, only_tenant="a", max_requests=2)
+    requests = requests_of(scenario_from(content), seed=0)
+    assert [request.prompt_tokens for request in requests] == [1, 3]
+    assert {request.tenant for request in requests} == {"chat"}
+
+
+def test_bad_rows_are_skipped_only_where_all_tenants_say_so(
+    tiny_scenario: Content, trace: Path
+) -> None:
+    """The trace is read once for all of them."""
+    trace.write_text(TRACE + "21,x,1\n")
+    content = _replay(tiny_scenario(), trace, skip_bad_rows=True)
+    with pytest.warns(MoesimWarning, match="bad rows skipped: 1"):
+        assert len(requests_of(scenario_from(content), seed=0)) == 4
+    content["tenants"]["other"] = json.loads(json.dumps(content["tenants"]["chat"]))
+    content["tenants"]["other"]["arrivals"]["skip_bad_rows"] = False
+    with pytest.raises(ScenarioError, match="line 7: prompt_tokens: 'x'"):
+        requests_of(scenario_from(content), seed=0)
+
+
+def test_many_seeds_read_a_trace_once(tiny_scenario: Content, trace: Path) -> None:
+    """What is read can be lent; the file may then be gone."""
+    content = _replay(tiny_scenario(), trace)
+    content["tenants"]["chat"]["output_tokens"] = {"kind": "lognormal", "mean": 9.0, "cv": 1.0}
+    scenario = scenario_from(content)
+    traces = load_traces(scenario)
+    expected = [draw_requests(scenario, seed) for seed in range(3)]
+    trace.unlink()
+    for seed, frame in enumerate(expected):
+        pd.testing.assert_frame_equal(draw_requests(scenario, seed, traces), frame)
+
+
+@pytest.fixture
+def servegen(tmp_path: Path, tiny_scenario: Content) -> dict[str, Any]:
+    """Return a scenario of a client that sends 2 and then 5 requests a second, ever longer."""
+    header = "client_id,window_start_s,rate_req_s,cv,arrival_family,param1,param2\n"
+    windows = "3,0,2,1.2,Gamma,1,1\n3,600,5,1.2,Weibull,1,1\n"
+    (tmp_path / "trace.csv").write_text(header + windows)
+    lengths = [
+        {"client_id": 3, "window_start_s": start, "input_tokens_quantiles": [low, low + 9],
+         "output_tokens_quantiles": [5, 5]}
+        for start, low in ((0, 10), (600, 100))
+    ]  # fmt: skip
+    (tmp_path / "lengths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lengths))
+    content = tiny_scenario() | {"duration_s": 100}
+    client = {"kind": "servegen", "client": 3}
+    content["tenants"]["chat"] |= {
+        "arrivals": client | {"path": str(tmp_path / "trace.csv"), "start_s": 550},
+        "prompt_tokens": client | {"path": str(tmp_path / "lengths.jsonl")},
+        "output_tokens": client | {"path": str(tmp_path / "lengths.jsonl")},
+    }
+    return content
+
+
+def test_servegen_lengths_are_those_of_the_arrival(servegen: dict[str, Any]) -> None:
+    """Begun 50 s before the window ends: short prompts, then, more often, long ones."""
+    frame = draw_requests(scenario_from(servegen), seed=0)
+    early = frame["arrival_s"] < 50
+    assert frame.loc[early, "prompt_tokens"].between(10, 19).all()
+    assert frame.loc[~early, "prompt_tokens"].between(100, 109).all()
+    assert set(frame["output_tokens"]) == {5}
+    assert early.sum() < (~early).sum()
+
+
+def test_a_speedup_moves_servegen_lengths_too(servegen: dict[str, Any]) -> None:
+    """At twice the speed the window ends after 25 s."""
+    servegen["tenants"]["chat"]["arrivals"]["speedup"] = 2
+    frame = draw_requests(scenario_from(servegen), seed=0)
+    assert frame.loc[frame["arrival_s"] >= 25, "prompt_tokens"].min() >= 100
+
+
+def test_servegen_lengths_go_with_any_arrivals(servegen: dict[str, Any]) -> None:
+    """Poisson arrivals begin at the file's zero."""
+    servegen["tenants"]["chat"]["arrivals"] = {"kind": "poisson", "rate_per_s": 2.0}
+    frame = draw_requests(scenario_from(servegen), seed=0)
+    assert frame["prompt_tokens"].between(10, 19).all()
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        {"kind": "weibull", "rate_per_s": 3.0, "cv": 2.0},
+        {"kind": "on-off", "on_rate_per_s": 9.0, "on_s": 2.0, "off_s": 2.0},
+        {"kind": "diurnal", "rates_per_s": [1.0, 9.0], "period_s": 10.0},
+    ],
+    ids=lambda arrivals: arrivals["kind"],
+)
+def test_every_process_can_be_written_in_a_scenario(
+    tiny_scenario: Content, arrivals: dict[str, Any]
+) -> None:
+    """And is the same when read back from what is written."""
+    content = tiny_scenario()
+    content["tenants"]["chat"]["arrivals"] = arrivals
+    scenario = scenario_from(content)
+    assert len(requests_of(scenario, seed=0)) > 5
+    again = scenario_from(scenario.to_content())
+    assert requests_of(again, seed=0) == requests_of(scenario, seed=0)

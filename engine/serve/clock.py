@@ -3,7 +3,7 @@
 import time
 from typing import Protocol
 
-from moesim.serving.scheduling import Batch
+from moesim.serving.sequences import Batch
 
 
 class Clock(Protocol):

@@ -19,7 +19,8 @@ from engine.serve.sampling import Sampling
 from moesim.errors import EngineError
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.records import Ledger, Record
-from moesim.serving.scheduling import Limits, Scheduler, Sequence, refusal
+from moesim.serving.scheduling import Limits, Scheduler, refusal
+from moesim.serving.sequences import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class Engine:
         self.runner.run(batch, lap)
         self.clock.ran(batch)
         emitted, finished = self.scheduler.advance(batch)
-        self.ledger.advanced(emitted, finished, self.clock.now())
+        self.ledger.advanced(batch, emitted, finished, self.clock.now())
         for sequence in finished:
             tokens = self.runner.remove(sequence)
             self.outputs[sequence.request_id] = tokens[sequence.prompt_tokens :]

@@ -13,7 +13,7 @@ from engine.model.decoder import Decoder
 from engine.model.step import PagedKvCache, Segment, StepInput
 from engine.model.stopwatch import Lap, no_lap
 from engine.serve.sampling import Sampler, Sampling
-from moesim.serving.scheduling import Batch, Chunk, Sequence
+from moesim.serving.sequences import Batch, Chunk, Sequence
 
 
 class Runner:

@@ -10,6 +10,7 @@ linear in the summed context, so its duration over many iterations has a closed 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,22 @@ from numpy.typing import NDArray
 from moesim.cost.curves import Curve, Fan, Sheet
 from moesim.cost.experts import experts_curve
 from moesim.cost.profile import COORDINATES, Profile
-from moesim.serving.scheduling import Batch
+from moesim.serving.sequences import Batch
 
-Tables = tuple[list[float], list[float], list[float], list[tuple[float, float]]]
-"""Seconds by sequences, by tokens, by emitting sequences; intercept and slope by decodes."""
+
+class Tables(NamedTuple):
+    """Durations laid out over whole numbers, for a loop that adds them up itself [s].
+
+    `sequences`, `tokens` and `emitting` add up to a mixed iteration without attention; `decoding`
+    is that sum for an iteration of n decodes alone, which may run padded to a captured graph.
+    `lines` are intercept and slope of decode attention over the summed context, by decodes.
+    """
+
+    sequences: list[float]
+    tokens: list[float]
+    emitting: list[float]
+    decoding: list[float]
+    lines: list[tuple[float, float]]
 
 
 @dataclass(slots=True)
@@ -57,6 +70,30 @@ class Asked:
             self.context = context
 
 
+class Cost(Protocol):
+    """How long a replica's iterations take."""
+
+    asked: Asked
+
+    @property
+    def tables(self) -> Tables:
+        """Return the durations laid out over whole numbers."""
+
+    def iteration_s(self, batch: Batch) -> float:
+        """Return the duration of one iteration [s]."""
+
+    def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
+        """Return the attention of one chunk of a prompt over all layers [s]."""
+
+    def but_prefill_attention_s(
+        self, tokens: int, sequences: int, emitting: int, decodes: int, context: int
+    ) -> float:
+        """Return all of an iteration but its chunks' attention [s]."""
+
+    def basis(self) -> dict[str, str]:
+        """Say for each operation asked for what its answers rest on."""
+
+
 class CostModel:
     """The duration of any batch on the profiled device [s].
 
@@ -77,21 +114,24 @@ class CostModel:
         self._decode = Fan.through(cells["attention_decode"])
         self._prefill = Sheet.through(cells["attention_prefill"])
         self._chunks: dict[tuple[int, int], float] = {}
-        self._by_tokens: list[float] = self._tokens_table(max_batched_tokens).tolist()
-        self._by_sequences: list[float] = self._curves["host"].table(max_num_seqs).tolist()
+        self.tables = self._laid_out(max_batched_tokens, max_num_seqs)
+
+    def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
+        tokens = self._tokens_table(max_batched_tokens)
+        sequences = self._curves["host"].table(max_num_seqs)
         emitting = self._curves["head"].table(max_num_seqs)
         emitting += self._curves["sampling"].table(max_num_seqs)
         emitting[0] = 0.0
-        self._by_emitting: list[float] = emitting.tolist()
-        sequences = range(max_num_seqs + 1)
-        lines = [self._decode.line(n) for n in sequences]
-        self._by_decodes = [(self._layers * a, self._layers * b) for a, b in lines]
-        self._by_decodes[0] = (0.0, 0.0)
-
-    @property
-    def tables(self) -> Tables:
-        """Return the durations laid out over whole numbers, for a loop that adds them up itself."""
-        return self._by_sequences, self._by_tokens, self._by_emitting, self._by_decodes
+        alone = min(max_num_seqs, max_batched_tokens) + 1
+        lines = [self._decode.line(n) for n in range(max_num_seqs + 1)]
+        scaled = [(self._layers * a, self._layers * b) for a, b in lines]
+        return Tables(
+            sequences=sequences.tolist(),
+            tokens=tokens.tolist(),
+            emitting=emitting.tolist(),
+            decoding=(sequences[:alone] + tokens[:alone] + emitting[:alone]).tolist(),
+            lines=[(0.0, 0.0), *scaled[1:]],
+        )
 
     def _tokens_table(self, most: int) -> NDArray[np.float64]:
         """Return the duration of all that depends on the iteration's tokens alone [s]."""
@@ -140,13 +180,16 @@ class CostModel:
             decodes=decodes,
             context=context,
         )
-        intercept, slope = self._by_decodes[decodes]
+        tables = self.tables
+        intercept, slope = tables.lines[decodes]
+        attention_s = intercept + slope * context
+        if tokens == sequences == emitting:
+            return tables.decoding[sequences] + attention_s
         return (
-            self._by_sequences[sequences]
-            + self._by_tokens[tokens]
-            + self._by_emitting[emitting]
-            + intercept
-            + slope * context
+            tables.sequences[sequences]
+            + tables.tokens[tokens]
+            + tables.emitting[emitting]
+            + attention_s
         )
 
     def basis(self) -> dict[str, str]:

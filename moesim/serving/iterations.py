@@ -61,7 +61,7 @@ class Iterations:
 
 
 def iterations_of(
-    runs: list[tuple[float, ...]], late: list[tuple[int, float, float]]
+    runs: list[tuple[float, ...]] | Floats, late: list[tuple[int, float, float]]
 ) -> Iterations:
     """Build the log from rows in the order of the columns of `Iterations` and of `Late`."""
     names = [field.name for field in fields(Iterations) if field.name != "late"]

@@ -8,7 +8,8 @@ import pandas as pd
 
 from moesim.errors import ScenarioError
 from moesim.files import atomic_path
-from moesim.serving.scheduling import Batch, Sequence
+from moesim.serving.iterations import Iterations, iterations_of
+from moesim.serving.sequences import Batch, Sequence
 
 COMPLETED = "completed"
 REFUSED = "refused"
@@ -30,6 +31,7 @@ class Record:
     prompt_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
+    cached_tokens: int = 0
     swaps: int = 0
     expert_misses: int = 0
     outcome: str = UNFINISHED
@@ -41,10 +43,17 @@ TEXTS = ("tenant", "model", "replica", "outcome", "detail")
 
 
 class Ledger:
-    """Stamps records as iterations begin and end; the engine and the simulator both use it."""
+    """Stamps records and logs iterations as they begin and end; engine and simulator both use it.
+
+    An iteration that follows another without a pause is taken to begin where that one ended, so
+    that a gap between tokens is an iteration's duration.
+    """
 
     def __init__(self) -> None:
         self.records: dict[int, Record] = {}
+        self._runs: list[tuple[float, ...]] = []
+        self._late: list[tuple[int, float, float]] = []
+        self._begun_s = self._ended_s = float("nan")
 
     def open(self, record: Record) -> None:
         """Enter a request that has arrived."""
@@ -57,24 +66,48 @@ class Ledger:
 
     def scheduled(self, batch: Batch, now: float) -> None:
         """Stamp the requests of an iteration that begins at `now`."""
+        goes_on = any(chunk.sequence.last_token_s == self._ended_s for chunk in batch.chunks)
+        self._begun_s = self._ended_s if goes_on else now
         for chunk in batch.chunks:
-            if chunk.context == 0:
-                record = self.records[chunk.sequence.request_id]
-                if record.scheduled_s != record.scheduled_s:
-                    record.scheduled_s = now
+            record = self.records[chunk.sequence.request_id]
+            if record.scheduled_s != record.scheduled_s:
+                record.scheduled_s = now
+                record.cached_tokens = chunk.context
 
     def advanced(
-        self, emitted: Iterable[Sequence], finished: Iterable[Sequence], now: float
+        self,
+        batch: Batch,
+        emitted: Iterable[Sequence],
+        finished: Iterable[Sequence],
+        now: float,
     ) -> None:
         """Stamp the tokens of an iteration that ended at `now`."""
+        regular = 0
         for sequence in emitted:
             if sequence.generated == 1:
                 self.records[sequence.request_id].first_token_s = now
+            elif sequence.last_token_s == self._begun_s:
+                regular += 1
+            else:
+                self._late.append((sequence.request_id, sequence.last_token_s, now))
+            sequence.last_token_s = now
         for sequence in finished:
             record = self.records[sequence.request_id]
             record.finish_s = now
             record.preemptions = sequence.preemptions
             record.outcome = COMPLETED
+        self._log(batch, regular, now)
+
+    def _log(self, batch: Batch, regular: int, now: float) -> None:
+        context = sum(chunk.context for chunk in batch.chunks)
+        duration_s = now - self._begun_s
+        row = (self._begun_s, duration_s, 0.0, 1, regular, batch.tokens, context)
+        self._runs.append(row)
+        self._ended_s = now
+
+    def log(self) -> Iterations:
+        """Return the log of all iterations."""
+        return iterations_of(self._runs, self._late)
 
     def frame(self) -> pd.DataFrame:
         """Return all records in order of request id."""
@@ -120,6 +153,8 @@ def read_records(path: Path) -> pd.DataFrame:
         raise ScenarioError(f"{path}: no such record table") from None
     except (OSError, ValueError) as wrong:
         raise ScenarioError(f"{path}: not a record table ({wrong})") from None
+    if "cached_tokens" not in frame:
+        frame["cached_tokens"] = 0  # tables written before prompts could share blocks
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise ScenarioError(f"{path}: not a record table, column {missing[0]!r} is missing")

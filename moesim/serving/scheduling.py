@@ -1,18 +1,20 @@
 """Which sequences run in the next iteration, and with how many tokens.
 
-Continuous batching with chunked prefill under a token budget, as vLLM v1 and Sarathi do it:
-sequences already running go first (a decode is a chunk of one token), what is left of the budget
-admits waiting ones in order of arrival, and prompts longer than what is left are prefilled in
-chunks over several iterations. When the KV cache is full the youngest running sequence is
-preempted: its blocks are freed and it is computed again from its first token.
+Continuous batching under a budget of tokens. How prompts enter is the policy's
+(`moesim.serving.policies`), who is next the queue's (`moesim.serving.queues`). When the KV cache is
+full, a running sequence is preempted, the youngest of the least urgent: its blocks are freed and it
+is computed again from its first token (recompute), or they are copied to host memory and back
+(swap, as vLLM v0 does it).
 
 An iteration is `schedule()`, then the forward pass (or its duration), then `advance()`.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moesim.serving.kv_cache import KvCache
+from moesim.serving.policies import CHUNKED_PREFILL, Policy
+from moesim.serving.queues import FirstCome, Queue
+from moesim.serving.sequences import Batch, Chunk, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,71 +22,15 @@ class Limits:
     """What one replica accepts.
 
     `max_num_seqs` sequences run at once; `max_batched_tokens` tokens enter one iteration;
-    `max_model_len` tokens (prompt + output) make the longest sequence.
+    `max_model_len` tokens (prompt + output) make the longest sequence. `swap_blocks` of host memory
+    take the blocks of preempted sequences; 0 means that they are computed again.
     """
 
     max_num_seqs: int
     max_batched_tokens: int
     max_model_len: int
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A request inside a replica.
-
-    `computed` tokens have their keys and values in the cache; `output_tokens` is the length at
-    which generation ends.
-    """
-
-    request_id: int
-    prompt_tokens: int
-    output_tokens: int
-    computed: int = 0
-    generated: int = 0
-    blocks: int = 0
-    preemptions: int = 0
-
-    @property
-    def known(self) -> int:
-        """Tokens known so far, prompt and generated."""
-        return self.prompt_tokens + self.generated
-
-    @property
-    def pending(self) -> int:
-        """Known tokens that still have to pass through the model."""
-        return self.prompt_tokens + self.generated - self.computed
-
-    @property
-    def finished(self) -> bool:
-        """Whether every token asked for has been generated."""
-        return self.generated >= self.output_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The part of one sequence that runs in one iteration: `new_tokens` after `context` cached."""
-
-    sequence: Sequence
-    new_tokens: int
-    context: int
-
-    @property
-    def emits(self) -> bool:
-        """Whether a token is sampled at the end of this chunk."""
-        return self.context + self.new_tokens == self.sequence.known
-
-
-@dataclass(slots=True)
-class Batch:
-    """One iteration: its chunks in order, and the sequences preempted to make room for them."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that enter the model in this iteration."""
-        return sum(chunk.new_tokens for chunk in self.chunks)
+    policy: Policy = CHUNKED_PREFILL
+    swap_blocks: int = 0
 
 
 def refusal(prompt_tokens: int, output_tokens: int, limits: Limits, cache: KvCache) -> str | None:
@@ -101,10 +47,28 @@ def refusal(prompt_tokens: int, output_tokens: int, limits: Limits, cache: KvCac
             f"prompt {prompt_tokens} + output {output_tokens} tokens exceed the model's maximum "
             f"of {limits.max_model_len}"
         )
+    whole = longest_whole(prompt_tokens, output_tokens, limits)
+    if whole > limits.max_batched_tokens:
+        return (
+            f"{whole} tokens to compute at once exceed the iteration's maximum of "
+            f"{limits.max_batched_tokens}, and this policy does not split prompts"
+        )
     needed = cache.blocks_for(prompt_tokens + output_tokens - 1)
     if needed > cache.num_blocks:
         return f"needs {needed} KV blocks, the whole cache has {cache.num_blocks}"
     return None
+
+
+def longest_whole(prompt_tokens: int, output_tokens: int, limits: Limits) -> int:
+    """Return the most tokens of a request that must enter one iteration together.
+
+    The prompt, if the policy does not split it; all but the last token, if a preempted answer may
+    have to be computed again.
+    """
+    policy = limits.policy
+    if policy.chunked:
+        return 1
+    return prompt_tokens + output_tokens - 1 if policy.preempts else prompt_tokens
 
 
 class Scheduler:
@@ -122,11 +86,13 @@ class Scheduler:
     [(0, 1, True), (1, 7, False)]
     """
 
-    def __init__(self, limits: Limits, cache: KvCache) -> None:
+    def __init__(self, limits: Limits, cache: KvCache, queue: Queue | None = None) -> None:
         self.limits = limits
         self.cache = cache
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: Queue = FirstCome() if queue is None else queue
         self.running: list[Sequence] = []
+        self.free_swap_blocks = limits.swap_blocks
+        self._submitted = 0
 
     @property
     def idle(self) -> bool:
@@ -135,14 +101,22 @@ class Scheduler:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence that `refusal` has nothing against."""
+        sequence.number = self._submitted
+        self._submitted += 1
         self.waiting.append(sequence)
 
     def schedule(self) -> Batch:
         """Choose the next iteration's chunks and reserve their blocks."""
-        batch = Batch()
-        budget = self._schedule_running(batch)
-        if not batch.preempted:
-            self._admit_waiting(batch, budget)
+        batch, budget = Batch(), self.limits.max_batched_tokens
+        if self.limits.policy.mixed:
+            left = self._continue_running(batch, budget)
+            self._admit(batch, left)
+            return batch
+        if not (self.waiting and self.waiting.head().swapped):
+            self._admit(batch, budget)
+        if not batch.chunks:
+            left = self._continue_running(batch, budget)
+            self._admit(batch, left, swapped_only=True)
         return batch
 
     def advance(self, batch: Batch) -> tuple[list[Sequence], list[Sequence]]:
@@ -151,8 +125,11 @@ class Scheduler:
         for chunk in batch.chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.new_tokens
+            if sequence.prefix and sequence.shared < len(sequence.prefix):
+                self._share(sequence)
             if sequence.computed == sequence.prompt_tokens + sequence.generated:
                 sequence.generated += 1
+                self.waiting.served(sequence, 1)
                 emitted.append(sequence)
         return emitted, self.retire()
 
@@ -169,53 +146,150 @@ class Scheduler:
         """Drop a sequence, waiting or running, and free its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
-        self._release(sequence)
+            self._release(sequence)
+            return
+        self.waiting.remove(sequence)
+        if sequence.swapped:
+            self.free_swap_blocks += sequence.blocks
+            sequence.blocks, sequence.swapped = 0, False
 
-    def _schedule_running(self, batch: Batch) -> int:
-        budget = self.limits.max_batched_tokens
+    def admits(self, free_blocks: int) -> bool:
+        """Whether the queue's head would enter beside the running sequences, all decoding.
+
+        `free_blocks` are those that the head would find.
+        """
+        policy, running = self.limits.policy, len(self.running)
+        if not self.waiting or running >= self.limits.max_num_seqs:
+            return False
+        if policy.admission == "idle" and running:
+            return False
+        head = self.waiting.head()
+        beside = running if policy.mixed or head.swapped else 0
+        opening = self._opening(head, self.limits.max_batched_tokens - beside)
+        return opening is not None and self._missing(head, *opening) <= free_blocks
+
+    def _continue_running(self, batch: Batch, budget: int) -> int:
+        """Give each running sequence its next tokens; return what is left of the budget."""
         index = 0
         while index < len(self.running) and budget:
             sequence = self.running[index]
             new_tokens = min(sequence.pending, budget)
-            if not self._make_room(sequence, new_tokens, batch):
-                break
-            batch.chunks.append(Chunk(sequence, new_tokens, sequence.computed))
-            budget -= new_tokens
-            index += 1
+            wanted = self.cache.blocks_for(sequence.computed + new_tokens)
+            while not self._grow(sequence, wanted):
+                taken, returned = self._preempt(batch)
+                index -= taken
+                budget += returned
+                if sequence not in self.running:
+                    break
+            else:
+                batch.chunks.append(Chunk(sequence, new_tokens, sequence.computed))
+                budget -= new_tokens
+                index += 1
         return budget
 
-    def _make_room(self, sequence: Sequence, new_tokens: int, batch: Batch) -> bool:
-        """Reserve blocks, preempting from the youngest; False if `sequence` itself had to go."""
-        while not self._reserve(sequence, new_tokens):
-            victim = self.running.pop()
+    def _preempt(self, batch: Batch) -> tuple[int, int]:
+        """Take the blocks of the youngest of the least urgent sequences.
+
+        Returns 1 and the tokens given back if it was in the batch already, else zeros.
+        """
+        victim = max(reversed(self.running), key=lambda sequence: sequence.priority)
+        self.running.remove(victim)
+        victim.preemptions += 1
+        batch.preempted.append(victim)
+        if victim.blocks <= self.free_swap_blocks:
+            self._swap_out(victim, batch)
+        else:
             self._release(victim)
             victim.computed = 0
-            victim.preemptions += 1
-            self.waiting.appendleft(victim)
-            batch.preempted.append(victim)
-            if victim is sequence:
-                return False
-        return True
+        self.waiting.restore(victim)
+        for place, chunk in enumerate(batch.chunks):
+            if chunk.sequence is victim:
+                del batch.chunks[place]
+                return 1, chunk.new_tokens
+        return 0, 0
 
-    def _admit_waiting(self, batch: Batch, budget: int) -> None:
-        while self.waiting and budget and len(self.running) < self.limits.max_num_seqs:
-            sequence = self.waiting[0]
-            new_tokens = min(sequence.pending, budget)
-            if not self._reserve(sequence, new_tokens):
-                break
-            self.running.append(self.waiting.popleft())
-            batch.chunks.append(Chunk(sequence, new_tokens, sequence.computed))
-            budget -= new_tokens
+    def _admit(self, batch: Batch, budget: int, *, swapped_only: bool = False) -> None:
+        """Let waiting sequences in while there is budget, a seat and room; nobody after preempting.
 
-    def _reserve(self, sequence: Sequence, new_tokens: int) -> bool:
-        wanted = self.cache.blocks_for(sequence.computed + new_tokens)
-        if not self.cache.resize(sequence.blocks, wanted):
+        `swapped_only` stops before the first whose blocks are not in host memory.
+        """
+        policy, limits = self.limits.policy, self.limits
+        if batch.preempted or (policy.admission == "idle" and self.running):
+            return
+        while self.waiting and budget and len(self.running) < limits.max_num_seqs:
+            sequence = self.waiting.head()
+            opening = self._opening(sequence, budget)
+            if opening is None or (swapped_only and not sequence.swapped):
+                return
+            if not policy.mixed and sequence.swapped and not swapped_only:
+                return
+            if not self._enter(sequence, *opening, batch):
+                return
+            batch.chunks.append(Chunk(sequence, opening[1], sequence.computed))
+            budget -= opening[1]
+
+    def _opening(self, sequence: Sequence, budget: int) -> tuple[int, int] | None:
+        """Return the shared blocks and the new tokens with which a sequence would enter."""
+        if budget < 1:
+            return None
+        shared = 0
+        if sequence.prefix and not sequence.swapped:
+            # At least one token has to pass through the model, or there would be no logits.
+            most = (sequence.known - 1) // self.cache.block_size
+            shared = self.cache.match(sequence.prefix[:most])
+        pending = sequence.pending - shared * self.cache.block_size
+        if pending > budget and not self.limits.policy.chunked:
+            return None
+        return shared, min(pending, budget)
+
+    def _blocks_to_enter(self, sequence: Sequence, shared: int, new_tokens: int) -> int:
+        cached = sequence.computed + shared * self.cache.block_size
+        if self.limits.policy.preempts:
+            return self.cache.blocks_for(cached + new_tokens)
+        return self.cache.blocks_for(sequence.prompt_tokens + sequence.output_tokens - 1)
+
+    def _missing(self, sequence: Sequence, shared: int, new_tokens: int) -> int:
+        """Return how many free blocks a sequence needs to enter."""
+        revived = self.cache.unused(sequence.prefix[:shared])
+        return self._blocks_to_enter(sequence, shared, new_tokens) - shared + revived
+
+    def _enter(self, sequence: Sequence, shared: int, new_tokens: int, batch: Batch) -> bool:
+        """Take the blocks with which a sequence enters; False if too few are free."""
+        wanted = self._blocks_to_enter(sequence, shared, new_tokens)
+        if not self.cache.hold(sequence.prefix[:shared], wanted):
             return False
-        sequence.blocks = wanted
+        self.running.append(self.waiting.pop())
+        if sequence.swapped:
+            batch.swapped_in.append(sequence)
+            batch.swapped_blocks += sequence.blocks
+            self.free_swap_blocks += sequence.blocks
+            sequence.swapped = False
+        elif shared:
+            sequence.computed = shared * self.cache.block_size
+            if not sequence.preemptions:
+                sequence.cached_tokens = sequence.computed
+        sequence.shared, sequence.blocks = shared, wanted
         return True
+
+    def _grow(self, sequence: Sequence, wanted: int) -> bool:
+        if wanted > sequence.blocks:
+            if not self.cache.resize(sequence.blocks, wanted):
+                return False
+            sequence.blocks = wanted
+        return True
+
+    def _share(self, sequence: Sequence) -> None:
+        """Offer the prompt's blocks that are computed by now to those who come later."""
+        full = min(len(sequence.prefix), sequence.computed // self.cache.block_size)
+        sequence.shared = self.cache.commit(sequence.prefix[:full], sequence.shared)
+
+    def _swap_out(self, sequence: Sequence, batch: Batch) -> None:
+        self.cache.release((), sequence.blocks)
+        self.free_swap_blocks -= sequence.blocks
+        sequence.swapped = True
+        batch.swapped_out.append(sequence)
+        batch.swapped_blocks += sequence.blocks
 
     def _release(self, sequence: Sequence) -> None:
-        self.cache.resize(sequence.blocks, 0)
-        sequence.blocks = 0
+        self.cache.release(sequence.prefix[: sequence.shared], sequence.blocks)
+        sequence.blocks = sequence.shared = 0

@@ -17,24 +17,22 @@ through every iteration with it.
 
 from heapq import heapify, heappop, heappush
 
-from moesim.cost.iteration import CostModel
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.cost.iteration import Tables
 from moesim.serving.kv_cache import KvCache
-from moesim.serving.scheduling import Limits, Sequence
+from moesim.serving.sequences import Sequence
 from moesim.simulation.course import Course, Stream, iterations_until
+from moesim.simulation.replica import Replica
 
 
-def can_run_ahead(limits: Limits) -> bool:
-    """Whether every decoding sequence gets its token in every iteration, which the sums rely on."""
-    return limits.max_num_seqs < limits.max_batched_tokens
-
-
-def run_ahead(
-    stream: Stream, course: Course, limits: Limits, cache: KvCache, cost: CostModel
-) -> bool:
+def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
     """Run until the stream is served (True), or blocks may run out (False).
 
     `course.running` are decoding sequences and at most one fresh prompt in chunks, the last.
     """
+    limits, cache, cost = replica.limits, replica.cache, replica.cost
     # Locals, because this loop is what simulated requests per second are made of.
     arrival_s, prompt, output, need = stream.arrival_s, stream.prompt, stream.output, stream.blocks
     scheduled_s, first_token_s, finish_s = (
@@ -42,7 +40,7 @@ def run_ahead(
         stream.first_token_s,
         stream.finish_s,
     )
-    by_sequences, by_tokens, by_emitting, lines = cost.tables
+    by_sequences, by_tokens, by_emitting, decoding, lines = cost.tables
     prefill_s = cost.prefill_attention_s
     most_tokens, most_sequences = limits.max_batched_tokens, limits.max_num_seqs
     blocks = cache.num_blocks
@@ -66,6 +64,9 @@ def run_ahead(
     busy_from, idle_s = now, 0.0
     largest_batch = largest_emitting = largest_decodes = largest_context = 0
     pressed = False
+    # start, first duration, iterations (or minus the tokens of a mixed one), decodes, context
+    rows: list[float] = []
+    log = rows.extend
 
     while True:
         while arrival_s[arrived] <= now:
@@ -80,18 +81,13 @@ def run_ahead(
             # Jump: nothing changes until a completion, or an arrival that could be admitted.
             jumped = heap[0][0] - iteration
             intercept, slope = lines[decodes]
-            base = (
-                by_sequences[decodes]
-                + by_tokens[decodes]
-                + by_emitting[decodes]
-                + intercept
-                + slope * (context + decodes)
-            )
+            base = decoding[decodes] + intercept + slope * (context + decodes)
             growth = slope * decodes
             end = now + jumped * (base + growth * (jumped - 1) / 2)
             if arrival_s[arrived] < end and decodes < most_sequences:
                 jumped = iterations_until(arrival_s[arrived] - now, base, growth, jumped)
                 end = now + jumped * (base + growth * (jumped - 1) / 2)
+            log((now, base, jumped, decodes, context))
             now = end
             iteration += jumped
             context += decodes * jumped
@@ -134,7 +130,7 @@ def run_ahead(
                 if done + new == prompt[request]:
                     emitting += 1
                     begun.append(request)
-                    partial = -1
+                    partial, partial_done = -1, 0
                 else:
                     partial, partial_done = request, done + new
             if pressed:
@@ -142,13 +138,12 @@ def run_ahead(
                 break
             tokens = most_tokens - left
             intercept, slope = lines[singles]
-            duration += (
-                by_sequences[sequences]
-                + by_tokens[tokens]
-                + by_emitting[emitting]
-                + intercept
-                + slope * attended
-            )
+            duration += intercept + slope * attended
+            if tokens == sequences == emitting:
+                duration += decoding[sequences]
+            else:
+                duration += by_sequences[sequences] + by_tokens[tokens] + by_emitting[emitting]
+            log((now, duration, -tokens, decodes, context + first_partial[1]))
             now += duration
             iteration += 1
             context += decodes
@@ -188,7 +183,21 @@ def run_ahead(
         context=largest_context,
     )
     course.running = _sequences(stream, heap, iteration, partial, partial_done, cache)
+    for sequence in course.running:
+        sequence.last_token_s = now
+    course.runs.append(_runs(rows, cost.tables))
     return not pressed
+
+
+def _runs(rows: list[float], tables: Tables) -> NDArray[np.float64]:
+    """Spell the rows of the loop out as those of `moesim.serving.iterations`, (R, 7)."""
+    start_s, first_s, steps, decodes, context = np.fromiter(rows, float, len(rows)).reshape(-1, 5).T
+    mixed = steps < 0
+    slopes = np.array([slope for _, slope in tables.lines])
+    growth_s = np.where(mixed, 0.0, slopes[decodes.astype(int)] * decodes)
+    tokens = np.where(mixed, -steps, decodes)
+    iterations = np.where(mixed, 1, steps)
+    return np.stack([start_s, first_s, growth_s, iterations, decodes, tokens, context], axis=1)
 
 
 def _sequences(

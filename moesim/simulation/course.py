@@ -1,17 +1,20 @@
-"""The course of one replica: its requests in columns, its clock, and who runs.
+"""The course of one replica: its requests in columns, its clock, who runs, and its log.
 
 Columns of plain lists rather than an object a request: what is simulated by the hundred thousand a
 second must not be allocated one by one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, sqrt
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from moesim.serving.kv_cache import KvCache
-from moesim.serving.scheduling import Sequence
+from moesim.requests import Request
+from moesim.serving.iterations import Iterations, iterations_of
+from moesim.serving.sequences import Sequence
 
 
 @dataclass(slots=True)
@@ -19,36 +22,76 @@ class Stream:
     """The requests of one replica in order of arrival, and what became of each.
 
     `arrival_s` ends with infinity, so that there is always a next arrival. `blocks` are the KV
-    blocks that a request holds when its last token is computed.
+    blocks that a request holds when its last token is computed. The columns `tenant` and `prefix`
+    are empty where nobody asks for them.
     """
 
-    arrival_s: list[float]
-    prompt: list[int]
-    output: list[int]
-    blocks: list[int]
-    scheduled_s: list[float] = field(init=False)
-    first_token_s: list[float] = field(init=False)
-    finish_s: list[float] = field(init=False)
+    block_size: int
+    arrival_s: list[float] = field(default_factory=lambda: [inf])
+    prompt: list[int] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    tenant: list[str] = field(default_factory=list)
+    prefix: list[tuple[int, ...]] = field(default_factory=list)
+    priorities: Mapping[str, int] = field(default_factory=dict)
+    scheduled_s: list[float] = field(default_factory=list)
+    first_token_s: list[float] = field(default_factory=list)
+    finish_s: list[float] = field(default_factory=list)
     preemptions: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        count = len(self.prompt)
-        self.scheduled_s = [0.0] * count
-        self.first_token_s = [0.0] * count
-        self.finish_s = [0.0] * count
+    cached_tokens: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, requests: pd.DataFrame, cache: KvCache) -> "Stream":
+    def of(
+        cls,
+        requests: pd.DataFrame,
+        block_size: int,
+        *,
+        tenants: bool = False,
+        prefixes: bool = False,
+        priorities: Mapping[str, int] | None = None,
+    ) -> "Stream":
         """Take the requests of a frame (`arrival_s`, `prompt_tokens`, `output_tokens`)."""
         prompt = requests["prompt_tokens"].to_numpy()
         output = requests["output_tokens"].to_numpy()
-        blocks = -(-(prompt + output - 1) // cache.block_size)
-        arrival_s = requests["arrival_s"].to_numpy(dtype=np.float64).tolist()
-        return cls([*arrival_s, inf], prompt.tolist(), output.tolist(), blocks.tolist())
+        count = len(requests)
+        return cls(
+            block_size=block_size,
+            arrival_s=[*requests["arrival_s"].to_numpy(dtype=np.float64).tolist(), inf],
+            prompt=prompt.tolist(),
+            output=output.tolist(),
+            blocks=(-(-(prompt + output - 1) // block_size)).tolist(),
+            tenant=requests["tenant"].tolist() if tenants else [],
+            prefix=requests["prefix"].tolist() if prefixes else [],
+            priorities=priorities or {},
+            scheduled_s=[0.0] * count,
+            first_token_s=[0.0] * count,
+            finish_s=[0.0] * count,
+        )
+
+    def add(self, request: Request) -> int:
+        """Take in a request that arrives now, and return its index."""
+        index = len(self)
+        self.arrival_s.insert(index, request.arrival_s)
+        self.prompt.append(request.prompt_tokens)
+        self.output.append(request.output_tokens)
+        self.blocks.append(
+            -(-(request.prompt_tokens + request.output_tokens - 1) // self.block_size)
+        )
+        self.tenant.append(request.tenant)
+        self.prefix.append(request.prefix)
+        for times in (self.scheduled_s, self.first_token_s, self.finish_s):
+            times.append(0.0)
+        return index
 
     def sequence(self, index: int) -> Sequence:
         """Return the scheduler's view of a request that has not begun."""
-        return Sequence(index, self.prompt[index], self.output[index])
+        sequence = Sequence(index, self.prompt[index], self.output[index])
+        if self.tenant:
+            sequence.tenant = self.tenant[index]
+            sequence.priority = self.priorities.get(sequence.tenant, 0)
+        if self.prefix:
+            sequence.prefix = self.prefix[index]
+        return sequence
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -56,7 +99,10 @@ class Stream:
 
 @dataclass(slots=True)
 class Course:
-    """Where a replica stands: the clock, who runs, how many of the stream have been admitted."""
+    """Where a replica stands: the clock, who runs, how many of the stream have been admitted.
+
+    `runs` and `late` are its log, in rows as `moesim.serving.iterations` has them.
+    """
 
     now_s: float = 0.0
     running: list[Sequence] = field(default_factory=list)
@@ -65,6 +111,14 @@ class Course:
     busy_s: float = 0.0
     batched_tokens: int = 0
     peak_running: int = 0
+    runs: list[NDArray[np.float64]] = field(default_factory=list)
+    late: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def log(self, request_ids: NDArray[np.int64]) -> Iterations:
+        """Return the log of all iterations; `request_ids` are those of the stream's requests."""
+        table = np.concatenate(self.runs) if self.runs else np.empty((0, 7))
+        late = [(int(request_ids[index]), since, until) for index, since, until in self.late]
+        return iterations_of(table, late)
 
 
 def iterations_until(left_s: float, base_s: float, growth_s: float, most: int) -> int:

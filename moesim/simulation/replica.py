@@ -1,28 +1,82 @@
 """A replica: one model on one slice, and what it made of its requests."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moesim.cost.iteration import CostModel
-from moesim.serving.kv_cache import KvCache
+from moesim.cost.iteration import Cost
+from moesim.requests import Request
+from moesim.serving.iterations import Iterations
+from moesim.serving.kv_cache import KvCache, PrefixCache
+from moesim.serving.policies import CHUNKED_PREFILL
+from moesim.serving.queues import queue_of
 from moesim.serving.records import COLUMNS, COMPLETED, REFUSED
-from moesim.serving.scheduling import Limits, refusal
-from moesim.simulation.ahead import can_run_ahead, run_ahead
+from moesim.serving.scheduling import Limits, Scheduler, refusal
+from moesim.serving.sequences import Batch, Sequence
 from moesim.simulation.course import Course, Stream
-from moesim.simulation.pressure import Pressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """What a replica is made of."""
+    """What a replica is made of.
+
+    `order` is its queue's, one of `moesim.serving.queues.ORDERS`, with the tenants' `priorities`
+    and `weights`. Copying a preempted block to host memory or back takes `swap_block_s`.
+    """
 
     name: str
     limits: Limits
     cache: KvCache
-    cost: CostModel
+    cost: Cost
+    order: str = "fcfs"
+    priorities: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    swap_block_s: float = 0.0
+
+    def scheduler(self) -> Scheduler:
+        """Return a scheduler with nobody in it."""
+        return Scheduler(self.limits, self.cache, queue_of(self.order, self.weights))
+
+    def sequence_of(self, request: Request) -> Sequence:
+        """Return the scheduler's view of a request."""
+        return Sequence(
+            request.request_id,
+            request.prompt_tokens,
+            request.output_tokens,
+            tenant=request.tenant,
+            priority=self.priorities.get(request.tenant, 0),
+            prefix=request.prefix if self.keeps_prefixes else (),
+        )
+
+    def iteration_s(self, batch: Batch) -> float:
+        """Return the duration of one iteration, copies to and from host memory included [s]."""
+        return self.cost.iteration_s(batch) + batch.swapped_blocks * self.swap_block_s
+
+    def refusal(self, prompt_tokens: int, output_tokens: int) -> str | None:
+        """Say why a request can never be served here, or None if it can."""
+        return refusal(prompt_tokens, output_tokens, self.limits, self.cache)
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether prompts that begin alike share blocks."""
+        return isinstance(self.cache, PrefixCache)
+
+    @property
+    def in_sums(self) -> bool:
+        """Whether its rules are those that running ahead has sums for.
+
+        Every decode gets its token in every iteration, prompts enter in chunks in order of arrival.
+        """
+        limits = self.limits
+        return (
+            limits.policy == CHUNKED_PREFILL
+            and limits.max_num_seqs < limits.max_batched_tokens
+            and self.order == "fcfs"
+            and not self.keeps_prefixes
+        )
 
 
 @dataclass(slots=True)
@@ -36,63 +90,45 @@ class Usage:
     peak_running: int = 0
     kv_blocks: int = 0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """What a replica made of its requests."""
-
-    records: pd.DataFrame
-    usage: Usage
-    basis: dict[str, str]
-
-
-def serve(replica: Replica, requests: pd.DataFrame) -> Served:
-    """Serve an open-loop stream, which nothing outside can disturb, in jumps."""
-    refused = _refused(replica, requests)
-    accepted = requests if not refused.any() else requests[~refused]
-    stream = Stream.of(accepted, replica.cache)
-    course = Course()
-    parts = (stream, course, replica.limits, replica.cache, replica.cost)
-    if can_run_ahead(replica.limits):
-        while not run_ahead(*parts) and not Pressed(*parts).run():
-            pass
-    else:
-        Pressed(*parts).run(stay=True)
-    return Served(
-        records=_records(replica, requests, refused, stream),
-        usage=Usage(
+    @classmethod
+    def of(cls, replica: Replica, course: Course) -> "Usage":
+        """Sum up a course."""
+        return cls(
             replica=replica.name,
             iterations=course.iterations,
             busy_s=course.busy_s,
             batched_tokens=course.batched_tokens,
             peak_running=course.peak_running,
             kv_blocks=replica.cache.num_blocks,
-        ),
-        basis=replica.cost.basis(),
-    )
+        )
 
 
-def _refused(replica: Replica, requests: pd.DataFrame) -> NDArray[np.bool]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a replica made of its requests."""
+
+    records: pd.DataFrame
+    log: Iterations
+    usage: Usage
+    basis: dict[str, str]
+
+
+def refused_of(replica: Replica, requests: pd.DataFrame) -> NDArray[np.bool]:
     """Say for each request whether it can never be served; the rules are `refusal`'s."""
     limits, cache = replica.limits, replica.cache
     longest = min(limits.max_model_len, cache.num_blocks * cache.block_size + 1)
+    if not limits.policy.chunked:
+        longest = min(longest, limits.max_batched_tokens)
     prompt = requests["prompt_tokens"].to_numpy()
     output = requests["output_tokens"].to_numpy()
     suspects: NDArray[np.bool] = (prompt < 1) | (output < 1) | (prompt + output > longest)
     for index in np.flatnonzero(suspects):
-        suspects[index] = _reason(replica, int(prompt[index]), int(output[index])) is not None
+        suspects[index] = replica.refusal(int(prompt[index]), int(output[index])) is not None
     return suspects
 
 
-def _reason(replica: Replica, prompt: int, output: int) -> str | None:
-    return refusal(prompt, output, replica.limits, replica.cache)
-
-
-def _records(
-    replica: Replica,
-    requests: pd.DataFrame,
-    refused: NDArray[np.bool],
-    stream: Stream,
+def records_of(
+    replica: Replica, requests: pd.DataFrame, refused: NDArray[np.bool], stream: Stream
 ) -> pd.DataFrame:
     """Lay the stream's outcome out as a record table, refused requests among the others."""
     count = len(requests)
@@ -101,17 +137,19 @@ def _records(
     for name in ("scheduled_s", "first_token_s", "finish_s"):
         times[name] = np.full(count, np.nan)
         times[name][served] = getattr(stream, name)
-    preemptions = np.zeros(count, dtype=np.int64)
     places = np.flatnonzero(served)
-    for place, often in stream.preemptions.items():
-        preemptions[places[place]] = often
+    counts = {}
+    for name in ("preemptions", "cached_tokens"):
+        counts[name] = np.zeros(count, dtype=np.int64)
+        for place, value in getattr(stream, name).items():
+            counts[name][places[place]] = value
     prompt = requests["prompt_tokens"].to_numpy()
     output = requests["output_tokens"].to_numpy()
     details: NDArray[np.object_] | str = ""
     if refused.any():
         details = np.full(count, "", dtype=object)
         for index in np.flatnonzero(refused):
-            details[index] = _reason(replica, int(prompt[index]), int(output[index]))
+            details[index] = replica.refusal(int(prompt[index]), int(output[index]))
     columns = {
         "request_id": requests["request_id"].to_numpy(),
         "tenant": requests["tenant"].array,
@@ -121,7 +159,7 @@ def _records(
         **times,
         "prompt_tokens": prompt,
         "output_tokens": output,
-        "preemptions": preemptions,
+        **counts,
         "swaps": 0,
         "expert_misses": 0,
         "outcome": np.where(refused, REFUSED, COMPLETED) if refused.any() else COMPLETED,

@@ -1,8 +1,9 @@
 """Run a scenario: `simulate(scenario, profiles, seed) -> Result`, pure and deterministic."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any
 
 import pandas as pd
@@ -11,18 +12,25 @@ from moesim import MODEL_REVISION
 from moesim.cost.curves import WEAKEST
 from moesim.cost.iteration import CostModel
 from moesim.cost.profile import Profile, load_profile
-from moesim.errors import ProfileError
+from moesim.errors import ProfileError, ScenarioError
 from moesim.facts.catalog import load_device, load_model
 from moesim.facts.hardware import Device
 from moesim.facts.memory import place_replica
 from moesim.facts.models import ModelSpec
-from moesim.requests import draw_requests
-from moesim.scenario import PROFILED, Scenario
-from moesim.serving.kv_cache import KvCache
+from moesim.requests import draw_requests, requests_from
+from moesim.scenario import PROFILED, Scenario, Tenant
+from moesim.serving.iterations import Iterations
+from moesim.serving.kv_cache import KvCache, PrefixCache
 from moesim.serving.metrics import SloTargets, summarise
+from moesim.serving.policies import POLICIES
 from moesim.serving.scheduling import Limits
-from moesim.simulation.replica import Replica, Usage, serve
+from moesim.simulation.prefixes import shared_names, with_block_names
+from moesim.simulation.replica import Replica, Served, Usage
+from moesim.simulation.serve import serve
+from moesim.simulation.stage import Stage
 from moesim.simulation.stepwise import step_through
+from moesim.traffic.users import Users
+from moesim.units import GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,7 @@ class Result:
     scenario: str
     seed: int
     records: pd.DataFrame
+    logs: Mapping[str, Iterations]
     replicas: pd.DataFrame
     basis: dict[str, str]
     warnings: tuple[str, ...]
@@ -69,27 +78,99 @@ def simulate(
     device = _device(scenario)
     profiles = load_profiles(scenario, profiles or {}, device)
     requests = draw_requests(scenario, seed)
-    served = [
-        (step_through if stepwise else serve)(replica, mine)
+    replicas = {
+        model: list(_replicas(scenario, model, profile, device))
         for model, profile in profiles.items()
-        for replica, mine in _replicas(scenario, model, profile, device, requests)
+    }
+    served = [
+        *_open_loop(scenario, replicas, requests, stepwise=stepwise),
+        *_closed_loop(scenario, replicas, requests, seed, stepwise=stepwise),
     ]
-    tables = [part.records for part in served if len(part.records)]
-    records = tables[0]
-    if len(tables) > 1:
-        records = pd.concat(tables)
-        records = records.sort_values("request_id", kind="stable", ignore_index=True)
+    records = _in_order_of_arrival([part.records for part in served if len(part.records)])
     basis = _weakest([part.basis for part in served])
     return Result(
         scenario=scenario.name,
         seed=seed,
         records=records,
+        logs={part.usage.replica: part.log for part in served},
         replicas=_usage_frame([part.usage for part in served], records),
         basis=basis,
         warnings=tuple(_warnings(profiles, basis)),
         slos=scenario.slos,
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def _open_loop(
+    scenario: Scenario,
+    replicas: Mapping[str, Sequence[Replica]],
+    requests: pd.DataFrame,
+    *,
+    stepwise: bool,
+) -> Iterator[Served]:
+    """Serve the models that no user waits for: each replica has its share, dealt round robin."""
+    for model, parts in replicas.items():
+        if _users_of(scenario, model):
+            continue
+        mine = _requests_of(scenario, model, requests, parts[0])
+        for index, replica in enumerate(parts):
+            dealt = mine.iloc[index :: len(parts)] if len(parts) > 1 else mine
+            yield (step_through if stepwise else serve)(replica, dealt)
+
+
+def _closed_loop(
+    scenario: Scenario,
+    replicas: Mapping[str, Sequence[Replica]],
+    requests: pd.DataFrame,
+    seed: int,
+    *,
+    stepwise: bool,
+) -> list[Served]:
+    """Serve the models that users wait for, whose requests depend on the answers."""
+    live = {model: parts for model, parts in replicas.items() if _users_of(scenario, model)}
+    if not live:
+        return []
+    stage = Stage(live, stepwise=stepwise)
+    ids = count(len(requests))
+    for model, parts in live.items():
+        stage.replay(requests_from(_requests_of(scenario, model, requests, parts[0])))
+        for name in _users_of(scenario, model):
+            tenant = scenario.tenants[name]
+            block_size = parts[0].cache.block_size
+            names = shared_names(name, tenant, block_size)
+            stage.seat(
+                name, tenant, names, block_size, seed=seed, until_s=scenario.duration_s, ids=ids
+            )
+    return stage.play()
+
+
+def _users_of(scenario: Scenario, model: str) -> list[str]:
+    """Return the tenants of a model that are users in a closed loop."""
+    return [
+        name
+        for name, tenant in scenario.tenants.items()
+        if tenant.model == model and isinstance(tenant.arrivals, Users)
+    ]
+
+
+def _requests_of(
+    scenario: Scenario, model: str, requests: pd.DataFrame, replica: Replica
+) -> pd.DataFrame:
+    """Return a model's requests, their prompts' blocks named if its replicas keep prefixes."""
+    mine = requests[requests["model"] == model] if len(scenario.models) > 1 else requests
+    if replica.keeps_prefixes:
+        return with_block_names(mine, scenario, replica.cache.block_size)
+    return mine.drop(columns="prefix") if "prefix" in mine else mine
+
+
+def _in_order_of_arrival(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    if not tables:
+        raise ScenarioError("no request arrives; make duration_s longer or think times shorter")
+    merged = tables[0] if len(tables) == 1 else pd.concat(tables)
+    if len(tables) == 1 and merged["arrival_s"].is_monotonic_increasing:
+        return merged
+    # Requests of the same instant were numbered in order.
+    return merged.sort_values(["arrival_s", "request_id"], ignore_index=True)
 
 
 def _device(scenario: Scenario) -> Device | None:
@@ -123,45 +204,64 @@ def load_profiles(
     return profiles
 
 
-def limits_of(scenario: Scenario, spec: ModelSpec) -> Limits:
+def limits_of(scenario: Scenario, spec: ModelSpec, block_size: int) -> Limits:
     """Return what each replica of a model accepts."""
     scheduler = scenario.deployment.scheduler
+    swap_bytes = int(scheduler.swap_gib * GIB) if scheduler.preemption == "swap" else 0
     return Limits(
         max_num_seqs=scheduler.max_num_seqs,
         max_batched_tokens=scheduler.max_batched_tokens,
         max_model_len=spec.max_position_embeddings,
+        policy=POLICIES[scheduler.policy],
+        swap_blocks=swap_bytes // (block_size * spec.kv_bytes_per_token),
     )
 
 
+def cache_of(scenario: Scenario, num_blocks: int, block_size: int) -> KvCache:
+    """Return a replica's empty cache."""
+    kind = PrefixCache if scenario.deployment.scheduler.prefix_caching else KvCache
+    return kind(num_blocks, block_size)
+
+
 def _replicas(
-    scenario: Scenario, model: str, profile: Profile, device: Device | None, requests: pd.DataFrame
-) -> Iterator[tuple[Replica, pd.DataFrame]]:
-    """Yield each replica of a model with its share of the requests, dealt round robin."""
-    mine = requests[requests["model"] == model] if len(scenario.models) > 1 else requests
-    count = scenario.deployment.replicas
-    limits = limits_of(scenario, profile.spec)
+    scenario: Scenario, model: str, profile: Profile, device: Device | None
+) -> Iterator[Replica]:
+    """Yield each replica of a model."""
+    scheduler = scenario.deployment.scheduler
+    block_size = profile.kv.block_size
+    limits = limits_of(scenario, profile.spec, block_size)
     num_blocks = scenario.deployment.kv_blocks or profile.kv.num_blocks
     if device:
         place_replica(
             model,
             profile.spec,
             kv_blocks=num_blocks,
-            block_size=profile.kv.block_size,
+            block_size=block_size,
             device=device.name,
             device_bytes=device.memory_bytes,
         )
-    for index in range(count):
-        replica = Replica(
+    tenants = {name: t for name, t in scenario.tenants.items() if t.model == model}
+    block_bytes = block_size * profile.spec.kv_bytes_per_token
+    for index in range(scenario.deployment.replicas):
+        yield Replica(
             name=f"{model}/{index}",
             limits=limits,
-            cache=KvCache(num_blocks, profile.kv.block_size),
+            cache=cache_of(scenario, num_blocks, block_size),
             cost=CostModel(
                 profile,
                 max_batched_tokens=limits.max_batched_tokens,
                 max_num_seqs=limits.max_num_seqs,
             ),
+            # With one tenant there is only the order of arrival.
+            order=scheduler.order if len(tenants) > 1 else "fcfs",
+            priorities=_by_tenant(tenants, "priority") if scheduler.order == "priority" else {},
+            weights=_by_tenant(tenants, "weight") if scheduler.order == "fair" else {},
+            swap_block_s=block_bytes / (scheduler.swap_gb_per_s or 1.0) / 1e9,
         )
-        yield replica, mine.iloc[index::count] if count > 1 else mine
+
+
+def _by_tenant(tenants: Mapping[str, Tenant], field: str) -> dict[str, Any]:
+    return {name: getattr(tenant, field) for name, tenant in tenants.items()}
 
 
 def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:

@@ -12,53 +12,93 @@ import simpy
 
 from moesim.requests import Request, requests_from
 from moesim.serving.records import Ledger, Record
-from moesim.serving.scheduling import Scheduler, Sequence, refusal
+from moesim.serving.sequences import Sequence
 from moesim.simulation.replica import Replica, Served, Usage
 
+Waiting = Generator[simpy.Event, None, None]
 
-class Process:
-    """Serves a replica's requests in order of arrival, one iteration at a time."""
 
-    def __init__(self, env: simpy.Environment, replica: Replica, requests: list[Request]) -> None:
+class Stepper:
+    """Serves requests in order of arrival, one iteration at a time.
+
+    Those of `requests` arrive by themselves, others are handed in with `receive`.
+    """
+
+    def __init__(
+        self, env: simpy.Environment, replica: Replica, requests: list[Request] | None = None
+    ) -> None:
         self.ledger = Ledger()
         self.usage = Usage(replica.name, kv_blocks=replica.cache.num_blocks)
         self._env = env
         self._replica = replica
-        self._scheduler = Scheduler(replica.limits, replica.cache)
-        self._arriving = deque(requests)
+        self._scheduler = replica.scheduler()
+        self._arriving = deque(requests or [])
+        self._inbox: list[Sequence] = []
+        self._done: dict[int, simpy.Event] = {}
+        self._woken = env.event()
         env.process(self._serve())
 
-    def _serve(self) -> Generator[simpy.Event, None, None]:
+    def receive(self, request: Request) -> simpy.Event:
+        """Take in a request that arrives now; the event happens when it is done."""
+        done = self._done[request.request_id] = self._env.event()
+        self._open(request)
+        if not self._woken.triggered:
+            self._woken.succeed()
+        return done
+
+    def served(self) -> Served:
+        """Return what became of the requests."""
+        return Served(
+            records=self.ledger.frame(),
+            log=self.ledger.log(),
+            usage=self.usage,
+            basis=self._replica.cost.basis(),
+        )
+
+    def _serve(self) -> Waiting:
         while True:
-            self._receive()
-            if self._scheduler.idle:
-                if not self._arriving:
-                    return
+            self._take_in()
+            if not self._scheduler.idle:
+                yield from self._iterate()
+            elif self._arriving:
                 yield self._env.timeout(max(0.0, self._arriving[0].arrival_s - self._env.now))
-                continue
-            yield from self._iterate()
-
-    def _receive(self) -> None:
-        replica = self._replica
-        while self._arriving and self._arriving[0].arrival_s <= self._env.now:
-            request = self._arriving.popleft()
-            self.ledger.open(record_of(request, self.usage.replica))
-            reason = refusal(
-                request.prompt_tokens, request.output_tokens, replica.limits, replica.cache
-            )
-            if reason:
-                self.ledger.refuse(request.request_id, reason)
             else:
-                self._scheduler.submit(sequence_of(request))
+                self._woken = self._env.event()
+                yield self._woken
 
-    def _iterate(self) -> Generator[simpy.Event, None, None]:
+    def _take_in(self) -> None:
+        while self._arriving and self._arriving[0].arrival_s <= self._env.now:
+            self._open(self._arriving.popleft())
+        for sequence in self._inbox:
+            self._scheduler.submit(sequence)
+        self._inbox.clear()
+
+    def _open(self, request: Request) -> None:
+        self.ledger.open(record_of(request, self.usage.replica))
+        reason = self._replica.refusal(request.prompt_tokens, request.output_tokens)
+        if reason:
+            self.ledger.refuse(request.request_id, reason)
+            self._tell(request.request_id)
+        else:
+            self._inbox.append(self._replica.sequence_of(request))
+
+    def _iterate(self) -> Waiting:
         batch = self._scheduler.schedule()
         self.ledger.scheduled(batch, self._env.now)
-        duration_s = self._replica.cost.iteration_s(batch)
+        duration_s = self._replica.iteration_s(batch)
         self._account(batch.tokens, duration_s)
         yield self._env.timeout(duration_s)
         emitted, finished = self._scheduler.advance(batch)
-        self.ledger.advanced(emitted, finished, self._env.now)
+        self.ledger.advanced(batch, emitted, finished, self._env.now)
+        for sequence in finished:
+            self._tell(sequence.request_id)
+        if self._done:
+            yield self._env.timeout(0)  # who arrives at this very moment is in time
+
+    def _tell(self, request_id: int) -> None:
+        done = self._done.pop(request_id, None)
+        if done:
+            done.succeed()
 
     def _account(self, tokens: int, duration_s: float) -> None:
         usage = self.usage
@@ -71,9 +111,9 @@ class Process:
 def step_through(replica: Replica, requests: pd.DataFrame) -> Served:
     """Serve an open-loop stream iteration by iteration."""
     env = simpy.Environment(initial_time=0.0)
-    process = Process(env, replica, requests_from(requests))
+    stepper = Stepper(env, replica, requests_from(requests))
     env.run()
-    return Served(records=process.ledger.frame(), usage=process.usage, basis=replica.cost.basis())
+    return stepper.served()
 
 
 def record_of(request: Request, replica: str) -> Record:
@@ -87,8 +127,3 @@ def record_of(request: Request, replica: str) -> Record:
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.output_tokens,
     )
-
-
-def sequence_of(request: Request) -> Sequence:
-    """Return the scheduler's view of a request."""
-    return Sequence(request.request_id, request.prompt_tokens, request.output_tokens)

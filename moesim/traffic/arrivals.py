@@ -1,6 +1,8 @@
 """Arrival processes: when requests come, as renewal processes of a mean rate and burstiness."""
 
 from collections.abc import Callable
+from functools import cache
+from math import exp, expm1, gamma, lgamma, log
 from typing import Literal
 
 import numpy as np
@@ -10,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 Gaps = Callable[[int], NDArray[np.float64]]
 
 
-class _Arrivals(BaseModel):
+class ArrivalProcess(BaseModel):
+    """What every arrival process of a scenario file has in common."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Poisson(_Arrivals):
+class Poisson(ArrivalProcess):
     """Independent arrivals: exponential gaps, coefficient of variation 1."""
 
     kind: Literal["poisson"]
@@ -25,10 +29,10 @@ class Poisson(_Arrivals):
     def times_s(self, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw the arrival times in `[0, duration_s)`."""
         mean = 1 / self.rate_per_s
-        return _renewal(lambda n: rng.exponential(mean, n), self.rate_per_s, duration_s)
+        return renewal(lambda n: rng.exponential(mean, n), self.rate_per_s, duration_s)
 
 
-class Gamma(_Arrivals):
+class Gamma(ArrivalProcess):
     """Bursty (cv > 1) or regular (cv < 1) arrivals: gamma gaps of shape 1/cv^2."""
 
     kind: Literal["gamma"]
@@ -42,10 +46,27 @@ class Gamma(_Arrivals):
         """Draw the arrival times in `[0, duration_s)`."""
         shape = self.cv**-2
         scale = 1 / (self.rate_per_s * shape)
-        return _renewal(lambda n: rng.gamma(shape, scale, n), self.rate_per_s, duration_s)
+        return renewal(lambda n: rng.gamma(shape, scale, n), self.rate_per_s, duration_s)
 
 
-class Constant(_Arrivals):
+class Weibull(ArrivalProcess):
+    """Bursty (cv > 1) or regular (cv < 1) arrivals: Weibull gaps, of a longer tail than gamma."""
+
+    kind: Literal["weibull"]
+    """`weibull`."""
+    rate_per_s: float = Field(gt=0, le=1e5, allow_inf_nan=False)
+    """Mean requests per second."""
+    cv: float = Field(ge=0.01, le=20)
+    """Coefficient of variation of the gaps: their standard deviation over their mean."""
+
+    def times_s(self, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Draw the arrival times in `[0, duration_s)`."""
+        shape = weibull_shape(self.cv)
+        scale = 1 / (self.rate_per_s * gamma(1 + 1 / shape))
+        return renewal(lambda n: scale * rng.weibull(shape, n), self.rate_per_s, duration_s)
+
+
+class Constant(ArrivalProcess):
     """A request every `1 / rate_per_s` seconds, the first at half a gap."""
 
     kind: Literal["constant"]
@@ -59,7 +80,7 @@ class Constant(_Arrivals):
         return (np.arange(max(count, 0), dtype=np.float64) + 0.5) / self.rate_per_s
 
 
-def _renewal(gaps: Gaps, rate_per_s: float, duration_s: float) -> NDArray[np.float64]:
+def renewal(gaps: Gaps, rate_per_s: float, duration_s: float) -> NDArray[np.float64]:
     """Sum gaps until they pass `duration_s`; the first arrival comes after one gap."""
     chunk = max(16, int(1.2 * rate_per_s * duration_s) + 16)
     times = np.cumsum(gaps(chunk))
@@ -67,3 +88,24 @@ def _renewal(gaps: Gaps, rate_per_s: float, duration_s: float) -> NDArray[np.flo
         times = np.concatenate([times, times[-1] + np.cumsum(gaps(chunk))])
     inside: NDArray[np.float64] = times[times < duration_s]
     return inside
+
+
+@cache
+def weibull_shape(cv: float) -> float:
+    """Return the shape k of the Weibull distribution of coefficient of variation `cv`.
+
+    A Weibull's moments are E[x^n] = scale^n Gamma(1 + n / k), so cv falls as k grows.
+
+    >>> round(weibull_shape(1.0), 9), round(weibull_shape(5**0.5), 9)
+    (1.0, 0.5)
+    """
+    low, high = log(0.03), log(1000)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _weibull_cv(exp(middle)) > cv else (low, middle)
+    return exp((low + high) / 2)
+
+
+def _weibull_cv(shape: float) -> float:
+    # In logarithms: the moments themselves overflow below a shape of about 0.012.
+    return float(expm1(lgamma(1 + 2 / shape) - 2 * lgamma(1 + 1 / shape)) ** 0.5)

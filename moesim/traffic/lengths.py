@@ -10,11 +10,13 @@ LONGEST = 10_000_000
 """No request is longer [tokens]."""
 
 
-class _Lengths(BaseModel):
+class LengthDistribution(BaseModel):
+    """What every length distribution of a scenario file has in common."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Fixed(_Lengths):
+class Fixed(LengthDistribution):
     """Every request has the same length."""
 
     kind: Literal["fixed"]
@@ -27,7 +29,7 @@ class Fixed(_Lengths):
         return np.full(count, self.tokens, dtype=np.int64)
 
 
-class Lognormal(_Lengths):
+class Lognormal(LengthDistribution):
     """Lognormal lengths, given by their mean and coefficient of variation."""
 
     kind: Literal["lognormal"]
@@ -43,10 +45,10 @@ class Lognormal(_Lengths):
         """Draw `count` lengths."""
         sigma2 = np.log1p(self.cv**2)
         values = rng.lognormal(np.log(self.mean) - sigma2 / 2, np.sqrt(sigma2), count)
-        return _whole(values, self.max)
+        return whole_tokens(values, self.max)
 
 
-class Quantiles(_Lengths):
+class Quantiles(LengthDistribution):
     """Lengths from a quantile table, drawn by inverting it linearly between levels.
 
     The table is given here (`levels`, `tokens`) or is one of a shipped workload's (`workload`).
@@ -77,7 +79,7 @@ class Quantiles(_Lengths):
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw `count` lengths."""
         values = np.interp(rng.random(count), self.levels, self.tokens)
-        return _whole(values * self.scale, self.max)
+        return whole_tokens(values * self.scale, self.max)
 
 
 def check_table(levels: tuple[float, ...], tokens: tuple[float, ...]) -> None:
@@ -92,5 +94,6 @@ def check_table(levels: tuple[float, ...], tokens: tuple[float, ...]) -> None:
         raise ValueError("tokens must not fall and not be negative")
 
 
-def _whole(values: NDArray[np.float64], longest: int) -> NDArray[np.int64]:
+def whole_tokens(values: NDArray[np.float64], longest: int) -> NDArray[np.int64]:
+    """Round lengths to whole tokens, at least one and at most `longest`."""
     return np.clip(np.rint(values), 1, longest).astype(np.int64)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moesim.cost.iteration import CostModel
 from moesim.cost.profile import COORDINATES, Profile, load_profile
-from moesim.serving.scheduling import Batch, Chunk, Sequence
+from moesim.serving.sequences import Batch, Chunk, Sequence
 
 Content = Callable[[], dict[str, Any]]
 

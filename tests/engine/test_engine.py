@@ -18,7 +18,8 @@ from moesim.errors import EngineError
 from moesim.requests import Request
 from moesim.scenario import scenario_from
 from moesim.serving.records import Record
-from moesim.serving.scheduling import Batch, Limits
+from moesim.serving.scheduling import Limits
+from moesim.serving.sequences import Batch
 from moesim.simulation.run import limits_of, simulate
 from moesim.simulation.stepwise import record_of
 
@@ -162,7 +163,7 @@ def test_engine_on_predicted_time_is_the_simulator(kv_blocks: int | None) -> Non
         }
     )
     simulated = simulate(scenario, {"demo": profile}, stepwise=True).records
-    limits = limits_of(scenario, profile.spec)
+    limits = limits_of(scenario, profile.spec, profile.kv.block_size)
     cost = CostModel(
         profile,
         max_batched_tokens=limits.max_batched_tokens,

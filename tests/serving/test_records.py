@@ -19,7 +19,8 @@ from moesim.serving.records import (
     records_frame,
     write_records,
 )
-from moesim.serving.scheduling import Limits, Scheduler, Sequence
+from moesim.serving.scheduling import Limits, Scheduler
+from moesim.serving.sequences import Sequence
 
 DONE = Record(
     request_id=0,
@@ -63,7 +64,7 @@ def test_a_ledger_stamps_a_request_from_arrival_to_finish() -> None:
         batch = scheduler.schedule()
         ledger.scheduled(batch, begin)
         assert ledger.records[0].outcome == UNFINISHED
-        ledger.advanced(*scheduler.advance(batch), begin + 1)
+        ledger.advanced(batch, *scheduler.advance(batch), begin + 1)
     row = ledger.frame().iloc[0]
     assert (row.arrival_s, row.scheduled_s, row.first_token_s, row.finish_s) == (0.5, 1, 3, 4)
     assert row.outcome == COMPLETED
@@ -84,7 +85,7 @@ def test_a_preempted_request_keeps_its_first_stamps() -> None:
     for begin in (0.0, 1.0, 2.0):
         batch = scheduler.schedule()
         ledger.scheduled(batch, begin)
-        ledger.advanced(*scheduler.advance(batch), begin + 1)
+        ledger.advanced(batch, *scheduler.advance(batch), begin + 1)
     frame = ledger.frame()
     assert frame["scheduled_s"].tolist() == [0, 0]
     assert frame["first_token_s"].tolist() == [1, 1]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.serving.kv_cache import KvCache
-from moesim.serving.scheduling import Batch, Limits, Scheduler, Sequence, refusal
+from moesim.serving.scheduling import Limits, Scheduler, refusal
+from moesim.serving.sequences import Batch, Sequence
 
 
 def _scheduler(
@@ -178,7 +179,7 @@ def test_cancelling_frees_blocks_of_the_running_and_places_of_the_waiting() -> N
     """One runs on two blocks, one waits; both are cancelled."""
     scheduler = _scheduler((8, 5), (8, 5), seqs=1)
     scheduler.advance(scheduler.schedule())
-    running, waiting = scheduler.running[0], scheduler.waiting[0]
+    running, waiting = scheduler.running[0], scheduler.waiting.head()
     scheduler.cancel(waiting)
     scheduler.cancel(running)
     assert scheduler.idle

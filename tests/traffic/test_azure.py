@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not TRACE.exists(), reason=f"{TRACE.resolve()} i
 @pytest.fixture(scope="module")
 def azure() -> pd.DataFrame:
     """Return the conversation trace of 2023."""
-    return read_trace(TRACE)
+    return read_trace(TRACE).frame
 
 
 def test_every_request_is_read(azure: pd.DataFrame) -> None:

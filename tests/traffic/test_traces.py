@@ -1,8 +1,10 @@
 """Traces: what is read, what is refused by its line, and how a window is cut."""
 
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
@@ -44,7 +46,8 @@ def _frame(*arrivals: float) -> pd.DataFrame:
 def test_plain_columns(write: Write) -> None:
     """Times count from the first request; other columns are left out."""
     trace = read_trace(write("output_tokens,note,arrival_s,prompt_tokens\n5,a,10,3\n6,b,10.5,4\n"))
-    assert trace.to_dict("list") == {
+    assert trace.format == "plain"
+    assert trace.frame.to_dict("list") == {
         "arrival_s": [0.0, 0.5],
         "prompt_tokens": [3, 4],
         "output_tokens": [5, 6],
@@ -55,7 +58,7 @@ def test_azure_columns_keep_their_100_ns(write: Write) -> None:
     """18:17:03.9799600 to 18:17:04.0319601 is 52.0001 ms."""
     trace = read_trace(
         write(AZURE + "2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.0319601,3180,8\n")
-    )
+    ).frame
     assert trace["arrival_s"].tolist() == pytest.approx([0, 0.0520001], abs=1e-9)
     assert trace["prompt_tokens"].tolist() == [4808, 3180]
     assert trace["output_tokens"].tolist() == [10, 8]
@@ -65,7 +68,7 @@ def test_simultaneous_requests_keep_the_order_of_the_file(write: Write) -> None:
     """Two hundred requests at one instant, before an earlier one that has to be moved up."""
     rows = "".join(f"1,{number},1\n" for number in range(1, 201))
     with pytest.warns(MoesimWarning):
-        trace = read_trace(write(f"{HEADER}{rows}0,999,1\n"))
+        trace = read_trace(write(f"{HEADER}{rows}0,999,1\n")).frame
     assert trace["prompt_tokens"].tolist() == [999, *range(1, 201)]
 
 
@@ -73,7 +76,7 @@ def test_rows_out_of_order_are_sorted_with_a_warning(write: Write) -> None:
     """The warning counts the falls and names the first line that is early: the third."""
     path = write(HEADER + "5,1,1\n3,2,1\n4,3,1\n")
     with pytest.warns(MoesimWarning, match=r"1 rows out of order, the first at line 3"):
-        trace = read_trace(path)
+        trace = read_trace(path).frame
     assert trace["arrival_s"].tolist() == [0, 1, 2]
     assert trace["prompt_tokens"].tolist() == [2, 3, 1]
 
@@ -85,7 +88,7 @@ def test_an_ordered_trace_warns_of_nothing(write: Write) -> None:
 
 def test_zero_lengths_are_kept(write: Write) -> None:
     """A recorded request without output stays in the trace; the replica will refuse it."""
-    trace = read_trace(write(HEADER + "0,5,0\n1,0,5\n"))
+    trace = read_trace(write(HEADER + "0,5,0\n1,0,5\n")).frame
     assert trace["output_tokens"].tolist() == [0, 5]
     assert trace["prompt_tokens"].tolist() == [5, 0]
 
@@ -93,17 +96,26 @@ def test_zero_lengths_are_kept(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "the trace is empty"),
-        (HEADER, "a header but no request"),
-        ("arrival_s,prompt_tokens\n0,1\n", "column 'output_tokens' is missing"),
-        ("a,b\n1,2\n", "expected arrival_s, prompt_tokens, output_tokens or the Azure columns"),
+        ("", "the file is empty"),
+        (" \n\n", "the file is empty"),
+        (HEADER, "no request in it"),
+        ("arrival_s,prompt_tokens\n0,1\n", "for plain, output_tokens is missing"),
+        ("a,b\n1,2\n", "unknown layout with columns a, b; known: azure, burstgpt, .*plain"),
         (HEADER + "0,1,1\n1,x,1\n", "line 3: prompt_tokens: 'x' is not a number"),
         (HEADER + "0,1,1\n1,1\n", "line 3: output_tokens: "),
         (HEADER + "0,1,1\n,1,1\n", "line 3: arrival_s: '' is not a number"),
         (HEADER + "inf,1,1\n", "line 2: arrival_s: 'inf' is not a number"),
         (HEADER + "0,-1,1\n", "line 2: prompt_tokens: '-1' is not a whole number"),
         (HEADER + "0,1,2.5\n", r"line 2: output_tokens: '2.5' is not a whole number"),
-        (HEADER + "0,1,1\n0,1,1\n1,2,3,4\n", "line 4"),
+        (HEADER + "0,1,1\n0,1,1\n1,2,3,4\n", "line 4: more fields than the header"),
+        (HEADER + "0,1,1\n1e400,1,1\n", "line 3: arrival_s: '1e400' is not a number"),
+        (HEADER + f"0,{10**400},1\n", r"line 2: prompt_tokens: '1000*\.\.\. is not a number"),
+        (HEADER + "0,1,1\n1,2\x00,3\n", r"line 3: prompt_tokens: '2\\x00' is not a number"),
+        (HEADER + "0,1,1\n1,1_0,1\n", "line 3: prompt_tokens: '1_0' is not a number"),
+        (HEADER + "0,True,1\n", "line 2: prompt_tokens: 'True' is not a number"),
+        (HEADER + '0,1,1\n1,"2\n', "line 3: "),
+        (AZURE + "now,1,1\n", "line 2: TIMESTAMP: 'now' is not a date and time"),
+        (AZURE + "2023-02-30 00:00:00,1,1\n", "line 2: TIMESTAMP: '2023-02-30"),
         (AZURE + "2023-11-16 18:17:03,1,1\nlater,1,1\n", "line 3: TIMESTAMP: 'later'"),
     ],
 )
@@ -117,17 +129,53 @@ def test_what_is_no_trace_is_refused_by_its_line(write: Write, text: str, words:
 
 
 def test_bad_rows_are_counted(write: Write) -> None:
-    """Three wrong prompts, the first of them named."""
-    with pytest.raises(ScenarioError, match=r"line 2: .*\(3 such rows\)"):
-        read_trace(write(HEADER + "0,a,1\n1,1,1\n2,b,1\n3,c,1\n"))
+    """Three rows, one of them wrong twice; the first is named, and so is the remedy."""
+    with pytest.raises(ScenarioError, match=r"line 2: .*\(bad rows in all: 3\); .*skip_bad_rows"):
+        read_trace(write(HEADER + "0,a,1\n1,1,1\n2,b,x\n3,1,c\n"))
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    """A parquet file given as CSV, say."""
-    path = tmp_path / "trace.csv"
-    path.write_bytes(b"PAR1\xff\xfe\x00")
-    with pytest.raises(ScenarioError, match="not readable as CSV"):
-        read_trace(path)
+def test_bad_rows_are_skipped_when_asked(write: Write) -> None:
+    """Too long, wrong, blank and wrong again: three are counted, the blank line is nothing."""
+    path = write(HEADER + "0,1,1\n1,2,3,4\n2,x,1\n\n3,4,5\nx,1,1\n")
+    with pytest.warns(
+        MoesimWarning, match=r"bad rows skipped: 3, the first at line 3: more fields"
+    ):
+        trace = read_trace(path, skip_bad_rows=True)
+    assert trace.frame["arrival_s"].tolist() == [0, 3]
+    assert trace.skipped == 3
+
+
+def test_nothing_but_bad_rows_is_refused(write: Write) -> None:
+    """Skipping must not end in an empty trace."""
+    path = write(HEADER + "0,x,1\n")
+    with pytest.warns(MoesimWarning), pytest.raises(ScenarioError, match="no request in it"):
+        read_trace(path, skip_bad_rows=True)
+
+
+def test_a_good_trace_is_the_same_with_skipping(write: Write) -> None:
+    """And warns of nothing."""
+    path = write(HEADER + "0,1,1\n2,3,4\n")
+    careful, careless = read_trace(path), read_trace(path, skip_bad_rows=True)
+    pd.testing.assert_frame_equal(careful.frame, careless.frame)
+    assert careless.skipped == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=20))
+def test_skipping_keeps_just_the_good_rows(rows: list[tuple[int, bool]]) -> None:
+    """Wherever the bad rows are, the others come through in order, and the count is right."""
+    good = [tokens for tokens, fine in rows if fine]
+    lines = [f"{n},{tokens if fine else 'x'},1\n" for n, (tokens, fine) in enumerate(rows)]
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", MoesimWarning)
+        path = Path(folder) / "t.csv"
+        path.write_text(HEADER + "".join(lines))
+        if good:
+            trace = read_trace(path, skip_bad_rows=True)
+            assert trace.frame["prompt_tokens"].tolist() == good
+            assert trace.skipped == len(rows) - len(good)
+        else:
+            with pytest.raises(ScenarioError):
+                read_trace(path, skip_bad_rows=True)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -158,6 +206,23 @@ def test_an_empty_window_says_how_long_the_trace_is() -> None:
     """Nobody comes between 3 and 4 s of a trace of 9 s."""
     with pytest.raises(ScenarioError, match=r"no request from 3 s and 4 s; .* is 9 s long"):
         cut(_frame(0, 2, 9), Window(start_s=3, duration_s=1), HERE)
+
+
+def test_one_tenant_can_be_picked_and_the_first_requests_kept() -> None:
+    """Of requests at 0, 1, 2 ... alternating between a and b, from 3 s on: 3 and 5 are b's."""
+    trace = _frame(*range(10)).assign(tenant=["a", "b"] * 5)
+    part = cut(trace, Window(start_s=3, tenant="b", max_requests=2), HERE)
+    assert part["arrival_s"].tolist() == [0, 2]
+    assert part["prompt_tokens"].tolist() == [3, 5]
+
+
+def test_a_tenant_that_is_not_there_is_named_beside_those_that_are() -> None:
+    """Or it is said that the trace knows no tenants."""
+    trace = _frame(0, 1).assign(tenant=["chat", "code"])
+    with pytest.raises(ScenarioError, match=r"tenant 'x'; the trace has 'chat', 'code'"):
+        cut(trace, Window(tenant="x"), HERE)
+    with pytest.raises(ScenarioError, match="does not tell tenants apart"):
+        cut(_frame(0, 1), Window(tenant="x"), HERE)
 
 
 @given(
