@@ -1,7 +1,8 @@
 """From records to the figures a planner reads.
 
 TTFT is `first token - arrival`; TPOT is `(finish - first token) / (output tokens - 1)` per request
-with at least two tokens; turnaround is `finish - arrival`. Rates are over the span from the first
+with at least two tokens; ITL is each gap between two tokens of a request; turnaround is
+`finish - arrival`. Rates are over the span from the first
 arrival to the last finish. Goodput counts the requests that met every target of their tenant.
 """
 
@@ -14,9 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moesim.serving.gaps import Gaps, all_gaps, joined, statistics, tenant_gaps
+from moesim.serving.iterations import Iterations
 from moesim.serving.records import COMPLETED, REFUSED
 
 LATENCIES = ("ttft_s", "tpot_s", "turnaround_s")
+ITL = "itl_s"
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 
 
@@ -41,19 +45,36 @@ def with_latencies(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(
-    records: pd.DataFrame, slos: Mapping[str, SloTargets] | None = None
+    records: pd.DataFrame,
+    slos: Mapping[str, SloTargets] | None = None,
+    logs: Mapping[str, Iterations] | None = None,
 ) -> dict[str, Any]:
-    """Summarise a record table: `overall` and `tenants.<name>`, as `moesim simulate --json` prints.
+    """Summarise a run: `overall` and `tenants.<name>`, as `moesim simulate --json` prints it.
 
-    A figure that does not exist (no request completed, one-token outputs only) is None.
+    With the replicas' logs there are the gaps between tokens (`itl_s`) too. A figure that does not
+    exist (no request completed, one-token outputs only) is None.
     """
     columns = _Columns.of(records, slos or {})
-    overall = columns.summary()
+    overall = columns.summary() | _gaps(all_gaps(logs.values()) if logs else None)
     names = sorted(set(columns.tenant))
     if len(names) == 1:
         return {"overall": overall, "tenants": {str(names[0]): copy.deepcopy(overall)}}
-    parts = {str(name): columns.only(columns.tenant == name).summary() for name in names}
+    parts = {}
+    for name in names:
+        rows = columns.tenant == name
+        gaps = _gaps(_of_tenant(records[rows], logs) if logs else None)
+        parts[str(name)] = columns.only(rows).summary() | gaps
     return {"overall": overall, "tenants": parts}
+
+
+def _gaps(gaps: Gaps | None) -> dict[str, Any]:
+    return {} if gaps is None else {ITL: statistics(gaps)}
+
+
+def _of_tenant(records: pd.DataFrame, logs: Mapping[str, Iterations]) -> Gaps:
+    """Return the gaps of some requests, over the replicas that served them."""
+    replicas = records["replica"].to_numpy(dtype=object)
+    return joined(tenant_gaps(log, records[replicas == name]) for name, log in logs.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

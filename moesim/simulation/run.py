@@ -19,11 +19,13 @@ from moesim.facts.memory import place_replica
 from moesim.facts.models import ModelSpec
 from moesim.requests import draw_requests, requests_from
 from moesim.scenario import PROFILED, Scenario, Tenant
+from moesim.serving.fairness import fairness
 from moesim.serving.iterations import Iterations
 from moesim.serving.kv_cache import KvCache, PrefixCache
 from moesim.serving.metrics import SloTargets, summarise
 from moesim.serving.policies import POLICIES
 from moesim.serving.scheduling import Limits
+from moesim.serving.steady import steady_state
 from moesim.simulation.prefixes import shared_names, with_block_names
 from moesim.simulation.replica import Replica, Served, Usage
 from moesim.simulation.serve import serve
@@ -48,12 +50,14 @@ class Result:
     elapsed_s: float
 
     def metrics(self) -> dict[str, Any]:
-        """Return `overall` and `tenants`, with utilisation, basis and warnings beside them."""
+        """Return `overall` and `tenants`, the verdict on the run, utilisation, basis, warnings."""
         return {
             "scenario": self.scenario,
             "seed": self.seed,
             "model_revision": MODEL_REVISION,
-            **summarise(self.records, self.slos),
+            **summarise(self.records, self.slos, self.logs),
+            "fairness": fairness(self.records),
+            "steady": steady_state(self.records).as_dict(),
             "utilisation": self.replicas.set_index("replica")["utilisation"].to_dict(),
             "basis": self.basis,
             "warnings": list(self.warnings),
