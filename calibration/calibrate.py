@@ -236,10 +236,12 @@ def _judge(profile: Profile, mixed: list[Point], partial: Partial, host: Host) -
     rows = [
         partial.samples[point.key]["iteration"] for point in mixed if point.key in partial.samples
     ]
-    errors = [
-        abs(predicted_s(profile, point) / median_and_spread(row)[0] - 1)
+    residuals = [
+        median_and_spread(row)[0] / predicted_s(profile, point) - 1
         for point, row in zip(mixed, rows, strict=True)
     ]
+    # Relative to what was measured, as errors are everywhere in the reports.
+    errors = [abs(1 / (1 + residual) - 1) for residual in residuals]
     spreads = [median_and_spread(s["iteration"])[1] for s in partial.samples.values()]
     unstable = sum(spread > UNSTABLE_SPREAD for spread in spreads)
     drift = _drift(partial)
@@ -253,6 +255,7 @@ def _judge(profile: Profile, mixed: list[Point], partial: Partial, host: Host) -
         cells=len(spreads),
         iteration_error_p50=float(np.median(errors)) if errors else None,
         iteration_error_p90=float(np.percentile(errors, 90)) if errors else None,
+        iteration_residuals=[round(residual, 4) for residual in residuals],
         drift=round(drift, 4),
         warnings=warnings,
     )

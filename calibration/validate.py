@@ -1,6 +1,7 @@
 """Serve a workload for real, predict it from the profile alone, and put both side by side.
 
-Requests arrive at their own times on the wall clock. Nothing here tunes the profile, and the
+Requests arrive at their own times on the wall clock, users ask when they have read and thought, and
+the engine schedules them as the scenario says. Nothing here tunes the profile, and the
 profile never saw a serving run.
 """
 
@@ -11,19 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from calibration.grid import Part, Point
 from calibration.host import Host
 from calibration.models import model_digest, open_model
-from calibration.operations import measure
-from calibration.probe import probe_s
-from engine.model.decoder import Decoder
-from engine.serve.clock import WallClock
-from engine.serve.engine import Engine, EngineConfig
-from engine.serve.sampling import Sampling
+from calibration.serving import drawn_requests, engine_config, serve_for_real
 from moesim.commands import Reporter
 from moesim.cost.profile import Profile
 from moesim.errors import CalibrationError, ScenarioError
@@ -36,12 +30,10 @@ from moesim.evidence.validation import (
     measured_file,
 )
 from moesim.files import write_text
-from moesim.requests import Request, requests_of
-from moesim.scenario import Scenario
+from moesim.scenario import Scenario, Scheduler
 from moesim.serving.records import read_records, write_records
-from moesim.serving.scheduling import Limits
-from moesim.simulation.run import Result, limits_of, simulate
-from moesim.simulation.stepwise import record_of
+from moesim.simulation.run import Result, simulate
+from moesim.traffic.users import Users
 from moesim.units import format_bytes, format_seconds
 
 STATE = "validation.json"
@@ -71,11 +63,18 @@ def validate(
     _belong_together(plan, host)
     name = next(iter(plan.scenario.models))
     predicted = simulate(plan.scenario, {name: plan.profile}, plan.seed)
-    requests = requests_of(plan.scenario, plan.seed)
-    state = _State.open(out, _setting(plan, requests), overwrite=overwrite)
+    state = _State.open(out, _setting(plan), overwrite=overwrite)
     decoder = open_model(plan.model, plan.device)
     for number in range(state.runs_done, plan.runs):
-        records, around_s = _serve(plan, decoder, requests, number, progress)
+        records, around_s = serve_for_real(
+            plan.scenario,
+            plan.profile,
+            decoder,
+            progress,
+            title=f"serving for real, run {number + 1} of {plan.runs}",
+            seed=plan.seed,
+            run=number,
+        )
         write_records(records, out / measured_file(number + 1))
         state.probes_s.append(around_s)
         state.finished(number + 1)
@@ -84,7 +83,7 @@ def validate(
         measured=measured,
         predicted=predicted.records,
         comparison=compare(measured, predicted.records),
-        facts=_facts(plan, host, requests),
+        facts=_facts(plan, host, predicted.records),
         notes=_notes(plan, predicted, host, state.probes_s),
     )
     _drop_runs_after(plan.runs, out)
@@ -173,72 +172,29 @@ def _belong_together(plan: Plan, host: Host) -> None:
         )
 
 
-def _setting(plan: Plan, requests: list[Request]) -> dict[str, Any]:
-    workload = json.dumps([asdict(request) for request in requests])
+def _setting(plan: Plan) -> dict[str, Any]:
+    """Return what the real runs depend on; interrupted, only the same are gone on with."""
+    scenario, profile = plan.scenario, plan.profile
+    requests = drawn_requests(scenario, profile.kv.block_size, plan.seed)
+    users = {
+        name: tenant.model_dump(mode="json")
+        for name, tenant in scenario.tenants.items()
+        if isinstance(tenant.arrivals, Users)
+    }
+    workload = json.dumps([[asdict(request) for request in requests], users, scenario.duration_s])
     return {
         "workload": hashlib.sha256(workload.encode()).hexdigest()[:16],
-        "model": plan.profile.provenance.model_digest,
-        "host": plan.profile.provenance.host_hash,
-        "limits": asdict(_limits(plan)),
-        "num_blocks": _num_blocks(plan),
+        "model": profile.provenance.model_digest,
+        "host": profile.provenance.host_hash,
+        "engine": asdict(engine_config(scenario, profile)),
+        "seed": plan.seed,
         "runs": plan.runs,
     }
 
 
-def _limits(plan: Plan) -> Limits:
-    return limits_of(plan.scenario, plan.profile.spec, plan.profile.kv.block_size)
-
-
-def _num_blocks(plan: Plan) -> int:
-    return plan.scenario.deployment.kv_blocks or plan.profile.kv.num_blocks
-
-
-def _serve(
-    plan: Plan, decoder: Decoder, requests: list[Request], number: int, progress: Reporter
-) -> tuple[pd.DataFrame, float]:
-    """Serve the workload once in real time; runs differ in the tokens sampled.
-
-    Returns the records, and the probe's duration around the run [s].
-    """
-    limits = _limits(plan)
-    config = EngineConfig(
-        limits=limits,
-        num_blocks=_num_blocks(plan),
-        block_size=plan.profile.kv.block_size,
-        sampling=Sampling(temperature=1.0, seed=number),
-    )
-    engine = Engine(decoder, config)
-    _warm_up(engine, limits)
-    rng = np.random.default_rng([plan.seed, number])
-    vocabulary = decoder.spec.vocab_size
-    arrivals = [
-        (
-            record_of(request, f"{request.model}/0"),
-            rng.integers(vocabulary, size=request.prompt_tokens).tolist(),
-        )
-        for request in requests
-    ]
-    title = f"serving for real, run {number + 1} of {plan.runs}"
-    last_s = max(plan.scenario.duration_s, requests[-1].arrival_s)
-    before_s = probe_s(engine)
-    engine.clock = WallClock()
-    records = engine.serve(arrivals, lambda now_s: progress(min(1.0, now_s / last_s), title))
-    return records, (before_s + probe_s(engine)) / 2
-
-
-def _warm_up(engine: Engine, limits: Limits) -> None:
-    """Touch every code path once, so that the first request does not pay for it."""
-    rng = np.random.default_rng(0)
-    size = min(32, limits.max_batched_tokens - 1)
-    parts = (Part(1, 8), Part(size, 0)) if size > 1 else (Part(1, 8),)
-    for _ in range(10):
-        measure(engine, Point(parts[: limits.max_num_seqs]), rng)
-
-
-def _facts(plan: Plan, host: Host, requests: list[Request]) -> dict[str, str]:
+def _facts(plan: Plan, host: Host, predicted: pd.DataFrame) -> dict[str, str]:
     spec, made = plan.profile.spec, plan.profile.provenance
-    prompts = np.mean([request.prompt_tokens for request in requests])
-    outputs = np.mean([request.output_tokens for request in requests])
+    prompts, outputs = predicted["prompt_tokens"].mean(), predicted["output_tokens"].mean()
     return {
         "device": f"{made.device}, {made.threads} threads",
         "model": (
@@ -252,13 +208,19 @@ def _facts(plan: Plan, host: Host, requests: list[Request]) -> dict[str, str]:
             f"{100 * plan.profile.verdict.drift:.0f} %"
         ),
         "workload": (
-            f"{plan.scenario.name}: {len(requests)} requests in {plan.scenario.duration_s:g} s, "
+            f"{plan.scenario.name}: {len(predicted)} requests in {plan.scenario.duration_s:g} s, "
             f"mean prompt {prompts:.0f} and output {outputs:.0f} tokens"
         ),
+        "scheduling": _scheduling(plan.scenario.deployment.scheduler),
         "software": ", ".join(f"{name} {version}" for name, version in made.software.items()),
         "seed": str(plan.seed),
         "load at the end": f"{host.load:.2f}",
     }
+
+
+def _scheduling(scheduler: Scheduler) -> str:
+    caching = ", prefix caching" if scheduler.prefix_caching else ""
+    return f"{scheduler.policy}, {scheduler.order}, preemption by {scheduler.preemption}{caching}"
 
 
 def _notes(plan: Plan, predicted: Result, host: Host, probes_s: list[float]) -> list[str]:
@@ -266,6 +228,12 @@ def _notes(plan: Plan, predicted: Result, host: Host, probes_s: list[float]) -> 
     extrapolated = [name for name, basis in predicted.basis.items() if basis == "extrapolated"]
     if not extrapolated:
         notes.append("Every predicted duration lies inside the measured grid.")
+    scheduler = plan.scenario.deployment.scheduler
+    if scheduler.preemption == "swap":
+        notes.append(
+            f"Swapping is predicted at the scenario's {scheduler.swap_gb_per_s:g} GB/s; no profile "
+            "measures that."
+        )
     then_s = plan.profile.verdict.probe_s
     if then_s:
         times = ", ".join(f"{now_s / then_s:.2f}" for now_s in probes_s)

@@ -109,6 +109,12 @@ class PagedKvCache:
         """Tokens of a block."""
         return self.keys.shape[2]
 
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """Shape of one block's content: keys and values, (2, L, block_size, G, D)."""
+        layers, _, *inner = self.keys.shape
+        return (2, layers, *inner)
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values (T, G, D) of new tokens at `slots` (T,)."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
@@ -119,3 +125,14 @@ class PagedKvCache:
         keys = self.keys[layer].index_select(0, blocks).flatten(0, 1)
         values = self.values[layer].index_select(0, blocks).flatten(0, 1)
         return keys[:length], values[:length]
+
+    def copy_out(self, blocks: Tensor) -> Tensor:
+        """Return a copy of blocks (n,), as (n, 2, L, block_size, G, D)."""
+        halves = [half.index_select(1, blocks) for half in (self.keys, self.values)]
+        return torch.stack(halves).movedim(2, 0).contiguous()
+
+    def copy_in(self, blocks: Tensor, content: Tensor) -> None:
+        """Fill blocks (n,) with what `copy_out` gave."""
+        keys, values = content.movedim(0, 2)
+        self.keys.index_copy_(1, blocks, keys)
+        self.values.index_copy_(1, blocks, values)

@@ -4,20 +4,23 @@ It is the simulator's replica with tensors in place of durations: the same sched
 ledger, the same refusals.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
+from math import inf
 
 import pandas as pd
 
 from engine.model.decoder import Decoder
 from engine.model.stopwatch import Lap, no_lap
 from engine.serve.clock import Clock, WallClock
+from engine.serve.naming import block_names
 from engine.serve.runner import Runner
 from engine.serve.sampling import Sampling
+from engine.serve.traffic import Traffic
 from moesim.errors import EngineError
-from moesim.serving.kv_cache import KvCache
+from moesim.serving.kv_cache import KvCache, PrefixCache
+from moesim.serving.queues import ORDERS, queue_of
 from moesim.serving.records import Ledger, Record
 from moesim.serving.scheduling import Limits, Scheduler, refusal
 from moesim.serving.sequences import Sequence
@@ -25,19 +28,44 @@ from moesim.serving.sequences import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How one engine is set up."""
+    """How one engine is set up.
+
+    `limits` say how batches are put together and how much host memory takes the blocks of preempted
+    sequences; `order` who is next, with the tenants' `priorities` and `weights`. Under
+    `prefix_caching` prompts that begin alike share blocks.
+    """
 
     limits: Limits
     num_blocks: int
     block_size: int = 16
+    order: str = "fcfs"
+    priorities: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    prefix_caching: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise EngineError(f"order: {self.order!r} is none of {', '.join(ORDERS)}")
+        if self.prefix_caching and self.limits.swap_blocks:
+            raise EngineError(
+                f"swap_blocks: {self.limits.swap_blocks} do not go with prefix_caching: "
+                "shared blocks are not swapped; leave one of them out"
+            )
+
+    def scheduler(self) -> Scheduler:
+        """Return a scheduler with nobody in it."""
+        kind = PrefixCache if self.prefix_caching else KvCache
+        cache = kind(self.num_blocks, self.block_size)
+        return Scheduler(self.limits, cache, queue_of(self.order, self.weights))
 
 
 class Engine:
     """Serves one model on one device.
 
     >>> # engine = Engine(load_decoder(path, device), config)
-    >>> # engine.submit(0, prompt=[5, 9, 2], output_tokens=8)
+    >>> # record = Record(request_id=0, prompt_tokens=3, output_tokens=8)
+    >>> # engine.submit(record, prompt=[5, 9, 2])
     >>> # while engine.step(): pass
     """
 
@@ -50,66 +78,107 @@ class Engine:
         self.config = config
         self.clock: Clock = clock or WallClock()
         self.ledger = Ledger()
-        self.scheduler = Scheduler(config.limits, KvCache(config.num_blocks, config.block_size))
+        self.scheduler = config.scheduler()
         self.runner = Runner(
             decoder,
             num_blocks=config.num_blocks,
             block_size=config.block_size,
             sampling=config.sampling,
+            swap_blocks=config.limits.swap_blocks,
         )
         self.outputs: dict[int, list[int]] = {}
 
-    def submit(self, record: Record, prompt: Row[int]) -> None:
-        """Queue a request; one that can never run is refused in its record.
+    def submit(self, record: Record, prompt: Row[int], names: Row[int] | None = None) -> bool:
+        """Queue a request; False if it can never run, its record says why.
 
-        The record's prompt and output lengths say what is wanted.
+        The record's prompt and output lengths say what is wanted. `names` are the prompt's full
+        blocks by content, for prefix caching; its tokens are hashed where none are given.
         """
         self.ledger.open(record)
+        reason = self._refusal(record, prompt)
+        if reason:
+            self.ledger.refuse(record.request_id, reason)
+            return False
+        self.runner.add(record.request_id, prompt)
+        self.scheduler.submit(
+            Sequence(
+                record.request_id,
+                record.prompt_tokens,
+                record.output_tokens,
+                tenant=record.tenant,
+                priority=self.config.priorities.get(record.tenant, 0),
+                prefix=self._prefix(prompt, names),
+            )
+        )
+        return True
+
+    def step(self, lap: Lap = no_lap) -> bool:
+        """Run one iteration; False when there was nothing to run."""
+        return self._iterate(lap) is not None
+
+    def serve(
+        self, traffic: Traffic, on_step: Callable[[float], None] = lambda now_s: None
+    ) -> pd.DataFrame:
+        """Serve requests as they arrive, in real time, to the last token; return their records.
+
+        Arrivals are counted from the engine's clock. `on_step` is told the time after every
+        iteration.
+        """
+        while True:
+            self._take_in(traffic)
+            finished = self._iterate(no_lap)
+            for sequence in finished or ():
+                traffic.done(self.ledger.records[sequence.request_id])
+            if finished is None:
+                if traffic.next_s() == inf:
+                    return self.ledger.frame()
+                self.clock.wait_until(traffic.next_s())
+            on_step(self.clock.now())
+
+    def _take_in(self, traffic: Traffic) -> None:
+        """Submit whoever has arrived by now."""
+        now_s = self.clock.now()
+        while traffic.next_s() <= now_s:
+            arrival = traffic.take()
+            if not self.submit(arrival.record, arrival.prompt, arrival.names):
+                traffic.done(arrival.record)
+
+    def _iterate(self, lap: Lap) -> list[Sequence] | None:
+        """Run one iteration; return who finished, None when there was nothing to run."""
+        batch = self.scheduler.schedule()
+        if not batch.chunks:
+            return None
+        self.ledger.scheduled(batch, self.clock.now())
+        self.runner.run(batch, self._evicted(), lap)
+        self.clock.ran(batch)
+        emitted, finished = self.scheduler.advance(batch)
+        self.ledger.advanced(batch, emitted, finished, self.clock.now())
+        self.outputs |= self.runner.settle(batch, finished)
+        lap("host")
+        return finished
+
+    def _refusal(self, record: Record, prompt: Row[int]) -> str | None:
+        """Say why a request can never be served, or None if it can."""
         vocabulary = self.runner.decoder.spec.vocab_size
         reason = refusal(
             record.prompt_tokens, record.output_tokens, self.config.limits, self.scheduler.cache
         )
         if reason is None and not all(0 <= token < vocabulary for token in prompt):
             reason = f"a prompt token is outside the vocabulary of {vocabulary}"
-        if reason:
-            self.ledger.refuse(record.request_id, reason)
-            return
-        self.runner.add(record.request_id, prompt)
-        self.scheduler.submit(
-            Sequence(record.request_id, record.prompt_tokens, record.output_tokens)
-        )
+        return reason
 
-    def step(self, lap: Lap = no_lap) -> bool:
-        """Run one iteration; False when there was nothing to run."""
-        batch = self.scheduler.schedule()
-        if not batch.chunks:
-            return False
-        self.ledger.scheduled(batch, self.clock.now())
-        self.runner.run(batch, lap)
-        self.clock.ran(batch)
-        emitted, finished = self.scheduler.advance(batch)
-        self.ledger.advanced(batch, emitted, finished, self.clock.now())
-        for sequence in finished:
-            tokens = self.runner.remove(sequence)
-            self.outputs[sequence.request_id] = tokens[sequence.prompt_tokens :]
-        lap("host")
-        return True
+    def _prefix(self, prompt: Row[int], names: Row[int] | None) -> tuple[int, ...]:
+        """Return the names by which a prompt shares its full blocks."""
+        if not self.config.prefix_caching:
+            return ()
+        if names is None:
+            return block_names(prompt, self.config.block_size)
+        return tuple(names[: len(prompt) // self.config.block_size])
 
-    def serve(
-        self,
-        arrivals: Iterable[tuple[Record, Row[int]]],
-        on_step: Callable[[float], None] = lambda now_s: None,
-    ) -> pd.DataFrame:
-        """Serve requests as they arrive, in real time, to the last token; return their records.
-
-        `arrivals` are in order of `arrival_s`, counted from the engine's clock. `on_step` is told
-        the time after every iteration.
-        """
-        arriving = deque(arrivals)
-        while arriving or not self.scheduler.idle:
-            while arriving and arriving[0][0].arrival_s <= self.clock.now():
-                self.submit(*arriving.popleft())
-            if not self.step() and arriving:
-                self.clock.wait_until(arriving[0][0].arrival_s)
-            on_step(self.clock.now())
-        return self.ledger.frame()
+    def _evicted(self) -> list[int]:
+        """Return the names whose blocks were reused since the last iteration."""
+        cache = self.scheduler.cache
+        if not isinstance(cache, PrefixCache):
+            return []
+        names, cache.evicted = cache.evicted, []
+        return names

@@ -1,7 +1,7 @@
 """The runner: turns a scheduled batch into tensors, runs the decoder, samples the next tokens.
 
-The scheduler counts KV blocks; the runner knows which they are. Shapes: T tokens of the batch,
-S sequences that emit, V vocabulary.
+The scheduler counts KV blocks; the runner knows which they are, and copies those that it swaps.
+Shapes: T tokens of the batch, S sequences that emit, V vocabulary.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,9 @@ import torch
 from engine.model.decoder import Decoder
 from engine.model.step import PagedKvCache, Segment, StepInput
 from engine.model.stopwatch import Lap, no_lap
+from engine.serve.blocks import Blocks
 from engine.serve.sampling import Sampler, Sampling
+from engine.serve.swapping import SwapSpace
 from moesim.serving.sequences import Batch, Chunk, Sequence
 
 
@@ -20,7 +22,13 @@ class Runner:
     """A decoder with its paged cache, the tokens of each sequence and the blocks they lie in."""
 
     def __init__(
-        self, decoder: Decoder, *, num_blocks: int, block_size: int, sampling: Sampling
+        self,
+        decoder: Decoder,
+        *,
+        num_blocks: int,
+        block_size: int,
+        sampling: Sampling,
+        swap_blocks: int = 0,
     ) -> None:
         self.decoder = decoder
         self.cache = PagedKvCache(
@@ -30,33 +38,28 @@ class Runner:
             device=decoder.device,
             dtype=decoder.dtype,
         )
+        self.blocks = Blocks(num_blocks, block_size)
+        self.swap = SwapSpace(self.cache, swap_blocks)
+        self.tokens: dict[int, list[int]] = {}
         self._block_size = block_size
         self._sampler = Sampler(sampling, decoder.device)
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._blocks: dict[int, list[int]] = {}
-        self.tokens: dict[int, list[int]] = {}
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that no sequence holds."""
-        return len(self._free)
+        """Blocks that hold nothing of use."""
+        return len(self.blocks.free)
 
     def add(self, request_id: int, prompt: Row[int]) -> None:
         """Take in the tokens of a prompt."""
         self.tokens[request_id] = list(prompt)
-        self._blocks[request_id] = []
-
-    def remove(self, sequence: Sequence) -> list[int]:
-        """Forget a sequence, free its blocks, and return its tokens."""
-        self._free_blocks_of(sequence.request_id)
-        del self._blocks[sequence.request_id]
-        return self.tokens.pop(sequence.request_id)
 
     @torch.inference_mode()
-    def run(self, batch: Batch, lap: Lap = no_lap) -> None:
-        """Run one iteration; each emitting sequence gets its next token."""
-        for sequence in batch.preempted:
-            self._free_blocks_of(sequence.request_id)
+    def run(self, batch: Batch, evicted: Iterable[int] = (), lap: Lap = no_lap) -> None:
+        """Run one iteration; each emitting sequence gets its next token.
+
+        `evicted` names kept blocks whose room the batch needs.
+        """
+        self._make_room(batch, evicted)
         emitting = [chunk for chunk in batch.chunks if chunk.emits]
         step = self._step_input(batch.chunks)
         lap("host")
@@ -66,6 +69,29 @@ class Runner:
             lap("sampling")
             for chunk, token in zip(emitting, chosen, strict=True):
                 self.tokens[chunk.sequence.request_id].append(token)
+
+    def settle(self, batch: Batch, finished: Iterable[Sequence]) -> dict[int, list[int]]:
+        """Follow the scheduler's account of an iteration; return the answers of who finished."""
+        for chunk in batch.chunks:
+            self.blocks.share(chunk.sequence)
+        return {sequence.request_id: self._remove(sequence) for sequence in finished}
+
+    def _make_room(self, batch: Batch, evicted: Iterable[int]) -> None:
+        """Free the blocks of the preempted, swapped or not, then bring others' back."""
+        for sequence in batch.swapped_out:
+            key = sequence.request_id
+            self.swap.store(key, self.blocks.of(key))
+        for sequence in batch.preempted:
+            self.blocks.take_back(sequence.request_id)
+        self.blocks.forget(evicted)
+        for sequence in batch.swapped_in:
+            key = sequence.request_id
+            self.swap.restore(key, self.blocks.borrow(key, self.swap.stored(key)))
+
+    def _remove(self, sequence: Sequence) -> list[int]:
+        """Forget a sequence, free its blocks, and return its answer."""
+        self.blocks.take_back(sequence.request_id)
+        return self.tokens.pop(sequence.request_id)[sequence.prompt_tokens :]
 
     def _step_input(self, chunks: Iterable[Chunk]) -> StepInput:
         """Lay a batch out flat, decodes first."""
@@ -78,7 +104,7 @@ class Runner:
         for chunk in sorted(chunks, key=lambda chunk: chunk.new_tokens > 1):
             key, size = chunk.sequence.request_id, self._block_size
             end = chunk.context + chunk.new_tokens
-            blocks = self._grown(chunk.sequence)
+            blocks = self.blocks.give(chunk.sequence)
             segments.append(
                 Segment(
                     start=len(token_ids),
@@ -101,14 +127,3 @@ class Runner:
             segments=segments,
             emit_rows=torch.tensor(rows, dtype=torch.long, device=device),
         )
-
-    def _grown(self, sequence: Sequence) -> list[int]:
-        blocks = self._blocks[sequence.request_id]
-        while len(blocks) < sequence.blocks:
-            blocks.append(self._free.pop())
-        return blocks
-
-    def _free_blocks_of(self, request_id: int) -> None:
-        blocks = self._blocks[request_id]
-        self._free.extend(reversed(blocks))
-        blocks.clear()

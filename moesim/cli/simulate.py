@@ -1,13 +1,26 @@
 """`moesim simulate`: predict one scenario."""
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
+
+from moesim.files import write_text
+
+if TYPE_CHECKING:
+    from moesim.scenario import Scenario
+    from moesim.simulation.replications import Progress
+    from moesim.simulation.run import Result
 
 HELP = """Simulate a scenario and print its latencies, throughput and goodput.
+
+It is run several times, with other draws of arrivals and lengths and with the profile redrawn
+within its errors. Shown is the median of these runs and [low, high], between which nine in ten
+single runs fall; files and timeline are of the first run, with the profile as measured.
 
 Examples:
 
@@ -16,18 +29,38 @@ Examples:
   moesim simulate scenario.yaml --json | jq .overall.ttft_s.p99
 
   moesim simulate scenario.yaml --profile my-gpu.json --out results/
+
+  moesim simulate scenario.yaml --timeline run.json   (open it at ui.perfetto.dev)
 """
+
+PATIENCE_S = 2.0
+"""How long nothing is said on a terminal before progress shows [s]."""
 
 
 def simulate(
     scenario: Annotated[str, typer.Argument(help="A scenario file or a shipped scenario's name.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and lengths.")] = 0,
+    replications: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs in all: 1 is a single one without intervals, 20 hold nine in ten. "
+            "By default 20, fewer of many requests."
+        ),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Use this profile for every model of the scenario.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write records.parquet, metrics.json and scenario.yaml here."),
+    ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(help="Write the first run's iterations and requests as Perfetto's JSON."),
+    ] = None,
+    series: Annotated[
+        Path | None,
+        typer.Option(help="Write the first run's queue, batch, KV use and tokens/s as CSV."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
     stepwise: Annotated[
@@ -36,25 +69,87 @@ def simulate(
 ) -> None:
     """Simulate a scenario."""
     from moesim.cost.profile import load_profile
-    from moesim.files import write_text
     from moesim.scenario import load_scenario
-    from moesim.serving.records import write_records
-    from moesim.simulation.run import simulate as run_simulation
+    from moesim.simulation.replications import replicate
 
     written = load_scenario(scenario)
     given = {name: load_profile(profile) for name in written.models} if profile else {}
-    result = run_simulation(written, given, seed, stepwise=stepwise)
-    metrics = result.metrics()
-    if out is not None:
-        write_records(result.records, out / "records.parquet")
-        write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        dumped = yaml.safe_dump(written.to_content(), sort_keys=False)
-        write_text(out / "scenario.yaml", dumped)
+    with _progress() as progress:
+        found = replicate(
+            written,
+            given,
+            seed,
+            replications=replications,
+            stepwise=stepwise,
+            progress=progress,
+        )
+    metrics = found.metrics()
+    files = _write_files(written, found.first, metrics, out, timeline, series)
     if as_json:
         print(json.dumps(metrics, indent=1))
-    else:
-        from moesim.views.terminal import show_metrics
+        return
+    from moesim.views.terminal import show_metrics
 
-        show_metrics(metrics, result.elapsed_s)
-        if out is not None:
-            print(f"records, metrics and scenario written to {out}/")
+    show_metrics(metrics, found.elapsed_s)
+    for line in files:
+        print(line)
+
+
+def _write_files(
+    scenario: "Scenario",
+    first: "Result",
+    metrics: dict[str, Any],
+    out: Path | None,
+    timeline: Path | None,
+    series: Path | None,
+) -> list[str]:
+    """Write what was asked for and return what to say of it."""
+    said = []
+    if out is not None:
+        _write_folder(out, scenario, first, metrics)
+        said.append(f"records, metrics and scenario written to {out}/")
+    if timeline is not None:
+        from moesim.views.timeline import write_timeline
+
+        write_timeline(timeline, first.records, first.logs)
+        said.append(f"timeline written to {timeline}; open it at ui.perfetto.dev")
+    if series is not None:
+        write_text(series, first.series().to_csv(index=False))
+        said.append(f"series written to {series}")
+    return said
+
+
+def _write_folder(
+    out: Path, scenario: "Scenario", first: "Result", metrics: dict[str, Any]
+) -> None:
+    import yaml
+
+    from moesim.serving.records import write_records
+
+    write_records(first.records, out / "records.parquet")
+    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text(out / "scenario.yaml", yaml.safe_dump(scenario.to_content(), sort_keys=False))
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    """Show a bar on stderr where somebody is watching and it takes long."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("runs"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+    )
+    task = bar.add_task("runs")
+    begun_s = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        if console.is_terminal and time.monotonic() - begun_s > PATIENCE_S:
+            bar.start()
+            bar.update(task, completed=done, total=of)
+
+    try:
+        yield tell
+    finally:
+        bar.stop()

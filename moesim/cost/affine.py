@@ -23,7 +23,7 @@ from math import isfinite
 
 import numpy as np
 
-from moesim.cost.iteration import Asked, Tables
+from moesim.cost.iteration import Asked, Tables, decoding_of
 from moesim.errors import ProfileError
 from moesim.serving.sequences import Batch
 
@@ -82,12 +82,13 @@ class AffineCost:
         p = self.parameters
         tokens = p.token_s * np.arange(max_batched_tokens + 1)
         alone = min(max_num_seqs, max_batched_tokens) + 1
+        lines = [(0.0, p.context_s)] * (max_num_seqs + 1)
         return Tables(
             sequences=[p.fixed_s + p.mixed_s] * (max_num_seqs + 1),
             tokens=tokens.tolist(),
             emitting=[0.0] * (max_num_seqs + 1),
-            decoding=(p.fixed_s + tokens[:alone]).tolist(),
-            lines=[(0.0, p.context_s)] * (max_num_seqs + 1),
+            lines=lines,
+            decoding=decoding_of((p.fixed_s + tokens[:alone]).tolist(), lines),
         )
 
     def iteration_s(self, batch: Batch) -> float:

@@ -9,6 +9,7 @@ T counts all tokens of the mixed batch: prefill and decode share one pass. Decod
 linear in the summed context, so its duration over many iterations has a closed form.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,16 +25,27 @@ from moesim.serving.sequences import Batch
 class Tables(NamedTuple):
     """Durations laid out over whole numbers, for a loop that adds them up itself [s].
 
-    `sequences`, `tokens` and `emitting` add up to a mixed iteration without attention; `decoding`
-    is that sum for an iteration of n decodes alone, which may run padded to a captured graph.
-    `lines` are intercept and slope of decode attention over the summed context, by decodes.
+    `sequences`, `tokens` and `emitting` add up to a mixed iteration without attention; `lines` are
+    intercept and slope of decode attention over the summed context, by decodes. `decoding` is an
+    iteration of n decodes alone, which may run as a captured graph: its duration when nothing was
+    cached before, and the slope over what was.
     """
 
     sequences: list[float]
     tokens: list[float]
     emitting: list[float]
-    decoding: list[float]
     lines: list[tuple[float, float]]
+    decoding: list[tuple[float, float]]
+
+
+def decoding_of(
+    alone_s: Iterable[float], lines: Iterable[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """Return the column `decoding`, from durations without attention and attention's lines."""
+    return [
+        (flat_s + intercept + slope * count, slope)
+        for count, (flat_s, (intercept, slope)) in enumerate(zip(alone_s, lines, strict=False))
+    ]
 
 
 @dataclass(slots=True)
@@ -123,14 +135,14 @@ class CostModel:
         emitting += self._curves["sampling"].table(max_num_seqs)
         emitting[0] = 0.0
         alone = min(max_num_seqs, max_batched_tokens) + 1
-        lines = [self._decode.line(n) for n in range(max_num_seqs + 1)]
-        scaled = [(self._layers * a, self._layers * b) for a, b in lines]
+        layer = [self._decode.line(n) for n in range(1, max_num_seqs + 1)]
+        lines = [(0.0, 0.0), *((self._layers * a, self._layers * b) for a, b in layer)]
         return Tables(
             sequences=sequences.tolist(),
             tokens=tokens.tolist(),
             emitting=emitting.tolist(),
-            decoding=(sequences[:alone] + tokens[:alone] + emitting[:alone]).tolist(),
-            lines=[(0.0, 0.0), *scaled[1:]],
+            lines=lines,
+            decoding=decoding_of(sequences[:alone] + tokens[:alone] + emitting[:alone], lines),
         )
 
     def _tokens_table(self, most: int) -> NDArray[np.float64]:
@@ -181,15 +193,16 @@ class CostModel:
             context=context,
         )
         tables = self.tables
-        intercept, slope = tables.lines[decodes]
-        attention_s = intercept + slope * context
         if tokens == sequences == emitting:
-            return tables.decoding[sequences] + attention_s
+            flat, slope = tables.decoding[sequences]
+            return flat + slope * (context - sequences)
+        intercept, slope = tables.lines[decodes]
         return (
             tables.sequences[sequences]
             + tables.tokens[tokens]
             + tables.emitting[emitting]
-            + attention_s
+            + intercept
+            + slope * context
         )
 
     def basis(self) -> dict[str, str]:

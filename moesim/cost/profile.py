@@ -117,11 +117,13 @@ class Verdict(_Part):
     """Cells whose spread stayed above the limit after measuring again."""
     cells: int
     """Cells in all."""
-    iteration_error_p50: float | None
+    iteration_error_p50: float | None = Field(ge=0, allow_inf_nan=False)
     """Median relative error of whole iterations the tables did not see, |predicted/measured-1|."""
-    iteration_error_p90: float | None
+    iteration_error_p90: float | None = Field(ge=0, allow_inf_nan=False)
     """Its 90th percentile."""
-    drift: float
+    iteration_residuals: list[Annotated[float, Field(gt=-1, allow_inf_nan=False)]] = []
+    """Measured over predicted, minus 1, of each whole iteration the tables did not see."""
+    drift: float = Field(ge=0, allow_inf_nan=False)
     """Slowest over fastest median of one reference cell measured at intervals, minus 1."""
     probe_s: float | None = None
     """Duration of one small batch while profiling, to tell later how fast the host is [s]."""

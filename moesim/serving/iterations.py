@@ -9,6 +9,7 @@ got a token at the end of the iteration before. `sequences` counts those. A requ
 over or preempted in between has one longer gap: a row of `late`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+COUNTS = frozenset({"iterations", "sequences", "tokens", "context"})
+"""The columns of `Iterations` that are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +65,20 @@ class Iterations:
 
 
 def iterations_of(
-    runs: list[tuple[float, ...]] | Floats, late: list[tuple[int, float, float]]
+    rows: Sequence[tuple[float, ...]], late: list[tuple[int, float, float]]
 ) -> Iterations:
-    """Build the log from rows in the order of the columns of `Iterations` and of `Late`."""
+    """Build the log from rows in the order of its columns, and the rows of `Late`."""
+    return iterations_from(np.array(rows, dtype=float).reshape(-1, 7).T, late)
+
+
+def iterations_from(columns: Floats, late: list[tuple[int, float, float]]) -> Iterations:
+    """Build the log from an array (7, R) of its columns, and the rows of `Late`."""
     names = [field.name for field in fields(Iterations) if field.name != "late"]
-    table = np.array(runs, dtype=float).reshape(-1, len(names))
-    columns = dict(zip(names, np.ascontiguousarray(table.T), strict=True))
-    for name in ("iterations", "sequences", "tokens", "context"):
-        columns[name] = columns[name].astype(np.int64)
     gaps = np.array(late, dtype=float).reshape(-1, 3)
     return Iterations(
-        **columns,
+        **{
+            name: column.astype(np.int64) if name in COUNTS else column
+            for name, column in zip(names, columns, strict=True)
+        },
         late=Late(request_id=gaps[:, 0].astype(np.int64), since_s=gaps[:, 1], until_s=gaps[:, 2]),
     )

@@ -16,15 +16,23 @@ through every iteration with it.
 """
 
 from heapq import heapify, heappop, heappush
+from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.cost.iteration import Tables
+from moesim.serving.iterations import Floats
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.sequences import Sequence
-from moesim.simulation.course import Course, Stream, iterations_until
+from moesim.simulation.course import Course, Stream
 from moesim.simulation.replica import Replica
+
+SHIFT = 32
+"""Bits of a heap's entry that are the request."""
+MASK = (1 << SHIFT) - 1
+
+ITERATIONS = 3
+"""The first of the columns of `_runs` that count: iterations, decodes, tokens, context."""
 
 
 def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
@@ -32,7 +40,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
 
     `course.running` are decoding sequences and at most one fresh prompt in chunks, the last.
     """
-    limits, cache, cost = replica.limits, replica.cache, replica.cost
+    limits, cost = replica.limits, replica.cost
     # Locals, because this loop is what simulated requests per second are made of.
     arrival_s, prompt, output, need = stream.arrival_s, stream.prompt, stream.output, stream.blocks
     scheduled_s, first_token_s, finish_s = (
@@ -40,74 +48,115 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
         stream.first_token_s,
         stream.finish_s,
     )
-    by_sequences, by_tokens, by_emitting, decoding, lines = cost.tables
-    prefill_s = cost.prefill_attention_s
+    by_sequences, by_tokens, by_emitting, lines, decoding = cost.tables
+    attention_s: dict[tuple[int, int], float] = {}  # by new and cached tokens
+    whole_s: dict[int, float] = {}  # the same of whole prompts
     most_tokens, most_sequences = limits.max_batched_tokens, limits.max_num_seqs
-    blocks = cache.num_blocks
+    blocks = replica.cache.num_blocks
     count = len(stream)
 
-    now, batched, peak = course.now_s, 0, course.peak_running
-    iteration = 0  # counted from the entry; heap entries are (finishing iteration, request)
+    now, peak = course.now_s, course.peak_running
+    iteration = 0  # counted from the entry
     admitted = arrived = course.admitted
     decodes = context = held = 0  # decoding sequences, their cached tokens, blocks promised
     partial, partial_done = -1, 0  # the prompt in chunks, and its tokens computed
-    heap: list[tuple[int, int]] = []
+    heap: list[int] = []  # finishing iteration and request in one number, which compares faster
     for sequence in course.running:
         held += need[sequence.request_id]
         if sequence.generated:
-            heap.append((sequence.output_tokens - sequence.generated, sequence.request_id))
+            left = sequence.output_tokens - sequence.generated
+            heap.append((left << SHIFT) + sequence.request_id)
             decodes += 1
             context += sequence.computed
         else:
             partial, partial_done = sequence.request_id, sequence.computed
     heapify(heap)
-    busy_from, idle_s = now, 0.0
-    largest_batch = largest_emitting = largest_decodes = largest_context = 0
+    finishing = heap[0] >> SHIFT if heap else 0  # the iteration at whose end the next one finishes
+    most_decodes, most_singles, most_attended = decodes, 0, 0
     pressed = False
-    # start, first duration, iterations (or minus the tokens of a mixed one), decodes, context
+    # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context
     rows: list[float] = []
     log = rows.extend
+    arrival = arrival_s[arrived]
 
     while True:
-        while arrival_s[arrived] <= now:
+        while arrival <= now:
             arrived += 1
+            arrival = arrival_s[arrived]
         if partial < 0 and (admitted == arrived or decodes >= most_sequences):
             if not decodes:
                 if arrived == count:
                     break
-                idle_s += arrival_s[arrived] - now
-                now = arrival_s[arrived]
+                log((now, 0, 0, 0))
+                now = arrival
                 continue
             # Jump: nothing changes until a completion, or an arrival that could be admitted.
-            jumped = heap[0][0] - iteration
-            intercept, slope = lines[decodes]
-            base = decoding[decodes] + intercept + slope * (context + decodes)
-            growth = slope * decodes
-            end = now + jumped * (base + growth * (jumped - 1) / 2)
-            if arrival_s[arrived] < end and decodes < most_sequences:
-                jumped = iterations_until(arrival_s[arrived] - now, base, growth, jumped)
-                end = now + jumped * (base + growth * (jumped - 1) / 2)
-            log((now, base, jumped, decodes, context))
+            jumped = finishing - iteration
+            flat, slope = decoding[decodes]
+            base = flat + slope * context
+            half = slope * decodes / 2
+            shifted = base - half
+            end = now + jumped * (shifted + half * jumped)
+            if arrival < end and decodes < most_sequences:
+                # `iterations_until`, written out
+                until = arrival - now
+                if half:
+                    root = (sqrt(shifted * shifted + 4 * half * until) - shifted) / (2 * half)
+                else:
+                    root = until / base
+                jumped = int(root) or 1
+                if jumped * (shifted + half * jumped) < until:
+                    jumped += 1
+                elif jumped > 1 and (jumped - 1) * (shifted + half * (jumped - 1)) >= until:
+                    jumped -= 1
+                end = now + jumped * (shifted + half * jumped)
+            log((now, jumped, decodes, context))
             now = end
             iteration += jumped
             context += decodes * jumped
-            batched += decodes * jumped
-            if context > largest_context:
-                largest_context = context
-            if decodes > largest_decodes:
-                largest_decodes = decodes
+        elif (
+            partial < 0
+            and arrived - admitted == 1
+            and 1 < prompt[admitted] <= most_tokens - decodes
+        ):
+            # The commonest mixed iteration: every decode, and one whole prompt.
+            new = prompt[admitted]
+            if held + need[admitted] > blocks:
+                pressed = True
+                break
+            held += need[admitted]
+            scheduled_s[admitted] = now
+            if new not in whole_s:
+                whole_s[new] = cost.prefill_attention_s(new, 0)
+            tokens = decodes + new
+            intercept, slope = lines[decodes]
+            log((now, -tokens, decodes, context))
+            context += decodes
+            duration = whole_s[new] + intercept + slope * context
+            decodes += 1
+            now += duration + (by_sequences[decodes] + by_tokens[tokens] + by_emitting[decodes])
+            iteration += 1
+            context += new
+            first_token_s[admitted] = now
+            last = iteration + output[admitted] - 1
+            heappush(heap, (last << SHIFT) + admitted)
+            if last < finishing or decodes == 1:
+                finishing = last
+            admitted += 1
+            if decodes > most_decodes:
+                most_decodes = decodes
         else:
             # One mixed iteration: every decode, the prompt in chunks, then new prompts.
-            first_admitted, first_partial = admitted, (partial, partial_done)
+            before = admitted, partial, partial_done
+            first = partial if partial >= 0 else admitted
             left = most_tokens - decodes
-            sequences, emitting, singles = decodes, decodes, decodes
+            singles = decodes
             attended = context + decodes
             duration = 0.0
-            begun: list[int] = []
             while left:
                 if partial >= 0:
                     request, done = partial, partial_done
-                elif admitted < arrived and sequences < most_sequences:
+                elif admitted < arrived and decodes + admitted - first < most_sequences:
                     request, done = admitted, 0
                     held += need[request]
                     if held > blocks:
@@ -120,89 +169,114 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                 new = prompt[request] - done
                 if new > left:
                     new = left
+                    partial, partial_done = request, done + new
+                else:
+                    partial = -1
                 left -= new
-                sequences += 1
                 if new == 1:
                     singles += 1
                     attended += done + 1
                 else:
-                    duration += prefill_s(new, done)
-                if done + new == prompt[request]:
-                    emitting += 1
-                    begun.append(request)
-                    partial, partial_done = -1, 0
-                else:
-                    partial, partial_done = request, done + new
+                    chunk = new, done
+                    if chunk not in attention_s:
+                        attention_s[chunk] = cost.prefill_attention_s(new, done)
+                    duration += attention_s[chunk]
             if pressed:
-                admitted, (partial, partial_done) = first_admitted, first_partial
+                admitted, partial, partial_done = before
                 break
+            log((now, left - most_tokens, decodes, context + (before[2] if before[1] >= 0 else 0)))
+            if singles > decodes:
+                most_singles = max(most_singles, singles)
+                most_attended = max(most_attended, attended)
+            begun = admitted if partial < 0 else partial  # prompts from `first` to here are done
             tokens = most_tokens - left
-            intercept, slope = lines[singles]
-            duration += intercept + slope * attended
+            sequences = decodes + admitted - first
+            emitting = decodes + begun - first
             if tokens == sequences == emitting:
-                duration += decoding[sequences]
+                flat, slope = decoding[sequences]
+                duration += flat + slope * (attended - sequences)
             else:
-                duration += by_sequences[sequences] + by_tokens[tokens] + by_emitting[emitting]
-            log((now, duration, -tokens, decodes, context + first_partial[1]))
+                intercept, slope = lines[singles]
+                duration += (
+                    by_sequences[sequences]
+                    + by_tokens[tokens]
+                    + by_emitting[emitting]
+                    + intercept
+                    + slope * attended
+                )
             now += duration
             iteration += 1
             context += decodes
-            batched += tokens
-            if tokens > largest_batch:
-                largest_batch = tokens
-            if singles:
-                if attended > largest_context:
-                    largest_context = attended
-                if singles > largest_decodes:
-                    largest_decodes = singles
-            if emitting > largest_emitting:
-                largest_emitting = emitting
+            decodes = emitting
             if sequences > peak:
                 peak = sequences
-            for request in begun:
+            if emitting > most_decodes:
+                most_decodes = emitting
+            for request in range(first, begun):
                 first_token_s[request] = now
-                decodes += 1
                 context += prompt[request]
-                heappush(heap, (iteration + output[request] - 1, request))
-        while heap and heap[0][0] == iteration:
-            request = heappop(heap)[1]
+                heappush(heap, ((iteration + output[request] - 1) << SHIFT) + request)
+            if heap:
+                finishing = heap[0] >> SHIFT
+        while finishing == iteration:
+            request = heappop(heap) & MASK
             finish_s[request] = now
             decodes -= 1
             context -= prompt[request] + output[request] - 1
             held -= need[request]
+            finishing = heap[0] >> SHIFT if heap else 0
 
-    course.now_s, course.admitted, course.peak_running = now, admitted, peak
-    course.iterations += iteration
-    course.batched_tokens += batched
-    course.busy_s += now - busy_from - idle_s
+    runs, duration_s = _runs(rows, now, cost.tables)
+    iterations, running, tokens_each, cached = runs[ITERATIONS:]
     cost.asked.include(
-        tokens=max(largest_batch, largest_decodes),
-        sequences=peak,
-        emitting=max(largest_emitting, largest_decodes),
-        decodes=largest_decodes,
-        context=largest_context,
+        tokens=int(tokens_each.max(initial=0.0)),
+        sequences=max(peak, most_decodes),
+        emitting=most_decodes,
+        decodes=max(most_decodes, most_singles),
+        context=max(int((cached + running * iterations).max(initial=0.0)), most_attended),
     )
-    course.running = _sequences(stream, heap, iteration, partial, partial_done, cache)
+    course.now_s, course.admitted = now, admitted
+    course.peak_running = max(peak, most_decodes)
+    course.iterations += iteration
+    course.batched_tokens += int((tokens_each * iterations).sum())
+    course.busy_s += float(duration_s.sum())
+    course.running = _sequences(stream, heap, iteration, partial, partial_done, replica.cache)
     for sequence in course.running:
         sequence.last_token_s = now
-    course.runs.append(_runs(rows, cost.tables))
+    course.runs.append(runs)
     return not pressed
 
 
-def _runs(rows: list[float], tables: Tables) -> NDArray[np.float64]:
-    """Spell the rows of the loop out as those of `moesim.serving.iterations`, (R, 7)."""
-    start_s, first_s, steps, decodes, context = np.fromiter(rows, float, len(rows)).reshape(-1, 5).T
+def _runs(rows: list[float], end_s: float, tables: Tables) -> tuple[Floats, Floats]:
+    """Spell the loop's rows out as the columns of `moesim.serving.iterations`, (7, R).
+
+    A row lasts until the next begins; rows in which nothing ran are left out. Returns the rows'
+    durations (R,) too.
+    """
+    start_s, steps, decodes, context = np.fromiter(rows, float, len(rows)).reshape(-1, 4).T
+    duration_s = np.diff(start_s, append=end_s)
+    idle = steps == 0
+    if idle.any():
+        ran = ~idle
+        start_s, steps, duration_s = start_s[ran], steps[ran], duration_s[ran]
+        decodes, context = decodes[ran], context[ran]
     mixed = steps < 0
-    slopes = np.array([slope for _, slope in tables.lines])
-    growth_s = np.where(mixed, 0.0, slopes[decodes.astype(int)] * decodes)
-    tokens = np.where(mixed, -steps, decodes)
-    iterations = np.where(mixed, 1, steps)
-    return np.stack([start_s, first_s, growth_s, iterations, decodes, tokens, context], axis=1)
+    alone = np.array(tables.decoding)
+    flat, slope = alone[np.minimum(decodes, len(alone) - 1).astype(np.intp)].T
+    runs = np.empty((7, len(steps)))
+    runs[0] = start_s
+    runs[1] = np.where(mixed, duration_s, flat + slope * context)
+    runs[2] = np.where(mixed, 0.0, slope * decodes)
+    runs[3] = np.where(mixed, 1.0, steps)
+    runs[4] = decodes
+    runs[5] = np.where(mixed, -steps, decodes)
+    runs[6] = context
+    return runs, duration_s
 
 
 def _sequences(
     stream: Stream,
-    heap: list[tuple[int, int]],
+    heap: list[int],
     iteration: int,
     partial: int,
     partial_done: int,
@@ -210,11 +284,11 @@ def _sequences(
 ) -> list[Sequence]:
     """Spell the sums out again as the scheduler's sequences, in order of admission."""
     running = []
-    for finishing, request in sorted(heap, key=lambda entry: entry[1]):
-        sequence = stream.sequence(request)
-        sequence.generated = sequence.output_tokens - (finishing - iteration)
+    for entry in sorted(heap, key=MASK.__and__):
+        sequence = stream.sequence(entry & MASK)
+        sequence.generated = sequence.output_tokens - ((entry >> SHIFT) - iteration)
         sequence.computed = sequence.prompt_tokens + sequence.generated - 1
-        sequence.preemptions = stream.preemptions.get(request, 0)
+        sequence.preemptions = stream.preemptions.get(sequence.request_id, 0)
         running.append(sequence)
     if partial >= 0:
         sequence = stream.sequence(partial)

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moesim.requests import Request
-from moesim.serving.iterations import Iterations, iterations_of
+from moesim.serving.iterations import Iterations, iterations_from
 from moesim.serving.sequences import Sequence
 
 
@@ -101,7 +101,8 @@ class Stream:
 class Course:
     """Where a replica stands: the clock, who runs, how many of the stream have been admitted.
 
-    `runs` and `late` are its log, in rows as `moesim.serving.iterations` has them.
+    `runs` are its log, the columns of `moesim.serving.iterations` in parts of (7, R); `late` are
+    the gaps longer than an iteration, by the stream's index.
     """
 
     now_s: float = 0.0
@@ -116,9 +117,10 @@ class Course:
 
     def log(self, request_ids: NDArray[np.int64]) -> Iterations:
         """Return the log of all iterations; `request_ids` are those of the stream's requests."""
-        table = np.concatenate(self.runs) if self.runs else np.empty((0, 7))
+        runs = self.runs or [np.empty((7, 0))]
+        table = runs[0] if len(runs) == 1 else np.concatenate(runs, axis=1)
         late = [(int(request_ids[index]), since, until) for index, since, until in self.late]
-        return iterations_of(table, late)
+        return iterations_from(table, late)
 
 
 def iterations_until(left_s: float, base_s: float, growth_s: float, most: int) -> int:

@@ -84,7 +84,7 @@ class Drive:
         for sequence in self.scheduler.running:
             self._note(sequence)
         if self._rows:
-            self.course.runs.append(np.array(self._rows))
+            self.course.runs.append(np.array(self._rows).T)
             self._rows = []
 
     def _one(self) -> Pass:

@@ -89,6 +89,7 @@ class Usage:
     batched_tokens: int = 0
     peak_running: int = 0
     kv_blocks: int = 0
+    kv_tokens: int = 0
 
     @classmethod
     def of(cls, replica: Replica, course: Course) -> "Usage":
@@ -100,6 +101,7 @@ class Usage:
             batched_tokens=course.batched_tokens,
             peak_running=course.peak_running,
             kv_blocks=replica.cache.num_blocks,
+            kv_tokens=replica.cache.num_blocks * replica.cache.block_size,
         )
 
 

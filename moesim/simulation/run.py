@@ -17,7 +17,7 @@ from moesim.facts.catalog import load_device, load_model
 from moesim.facts.hardware import Device
 from moesim.facts.memory import place_replica
 from moesim.facts.models import ModelSpec
-from moesim.requests import draw_requests, requests_from
+from moesim.requests import Traces, draw_requests, load_traces, requests_from
 from moesim.scenario import PROFILED, Scenario, Tenant
 from moesim.serving.fairness import fairness
 from moesim.serving.iterations import Iterations
@@ -25,6 +25,7 @@ from moesim.serving.kv_cache import KvCache, PrefixCache
 from moesim.serving.metrics import SloTargets, summarise
 from moesim.serving.policies import POLICIES
 from moesim.serving.scheduling import Limits
+from moesim.serving.series import time_series
 from moesim.serving.steady import steady_state
 from moesim.simulation.prefixes import shared_names, with_block_names
 from moesim.simulation.replica import Replica, Served, Usage
@@ -63,6 +64,22 @@ class Result:
             "warnings": list(self.warnings),
         }
 
+    def series(self, points: int = 200) -> pd.DataFrame:
+        """Return queue, batch, KV cache and rates over time; `moesim.serving.series` names them."""
+        capacity_tokens = self.replicas.set_index("replica")["kv_tokens"].to_dict()
+        return time_series(self.records, self.logs, capacity_tokens, points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the files behind a scenario say, each read once, for many runs."""
+
+    device: Device | None
+    """The scenario's device; None for the one that was profiled."""
+    profiles: Mapping[str, Profile]
+    """By model."""
+    traces: Traces
+
 
 def simulate(
     scenario: Scenario,
@@ -70,21 +87,22 @@ def simulate(
     seed: int = 0,
     *,
     stepwise: bool = False,
+    inputs: Inputs | None = None,
 ) -> Result:
     """Simulate a scenario from the first arrival to the last token.
 
     `profiles` replaces the profiles that the scenario names, by model. `stepwise` runs every
-    iteration one by one, as a check on jumping; the records are the same to rounding. Raises
+    iteration one by one, as a check on jumping; the records are the same to rounding. `inputs` are
+    the scenario's files, profiles among them, where they are read already. Raises
     ProfileError where a profile is of another model's shape or does not reach far enough,
     ScenarioError (CapacityError) where the scenario cannot run.
     """
     started = time.perf_counter()
-    device = _device(scenario)
-    profiles = load_profiles(scenario, profiles or {}, device)
-    requests = draw_requests(scenario, seed)
+    inputs = inputs or load_inputs(scenario, profiles)
+    requests = draw_requests(scenario, seed, inputs.traces)
     replicas = {
-        model: list(_replicas(scenario, model, profile, device))
-        for model, profile in profiles.items()
+        model: list(_replicas(scenario, model, profile, inputs.device))
+        for model, profile in inputs.profiles.items()
     }
     served = [
         *_open_loop(scenario, replicas, requests, stepwise=stepwise),
@@ -99,9 +117,19 @@ def simulate(
         logs={part.usage.replica: part.log for part in served},
         replicas=_usage_frame([part.usage for part in served], records),
         basis=basis,
-        warnings=tuple(_warnings(profiles, basis)),
+        warnings=tuple(_warnings(inputs.profiles, basis)),
         slos=scenario.slos,
         elapsed_s=time.perf_counter() - started,
+    )
+
+
+def load_inputs(scenario: Scenario, profiles: Mapping[str, Profile] | None = None) -> Inputs:
+    """Read the files behind a scenario; raises what `simulate` raises where one does not fit."""
+    device = _device(scenario)
+    return Inputs(
+        device=device,
+        profiles=load_profiles(scenario, profiles or {}, device),
+        traces=load_traces(scenario),
     )
 
 

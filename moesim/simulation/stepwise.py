@@ -28,7 +28,12 @@ class Stepper:
         self, env: simpy.Environment, replica: Replica, requests: list[Request] | None = None
     ) -> None:
         self.ledger = Ledger()
-        self.usage = Usage(replica.name, kv_blocks=replica.cache.num_blocks)
+        cache = replica.cache
+        self.usage = Usage(
+            replica.name,
+            kv_blocks=cache.num_blocks,
+            kv_tokens=cache.num_blocks * cache.block_size,
+        )
         self._env = env
         self._replica = replica
         self._scheduler = replica.scheduler()

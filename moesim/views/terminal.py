@@ -1,31 +1,78 @@
 """Tables on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from moesim.serving.metrics import STATISTICS
-from moesim.views.tables import comparison_rows, headline
+from moesim.units import format_seconds
+from moesim.views.tables import (
+    Group,
+    comparison_rows,
+    estimate,
+    groups_of,
+    headline,
+    interval_meaning,
+    verdict,
+)
+from moesim.views.wording import LABELS, Interval
+from moesim.views.workload_terminal import printable
 
-LATENCY_LABELS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "turnaround_s": "turnaround"}
+NARROW = ("p50", "p90", "p99")
+"""The statistics that fit `NARROW_COLUMNS` with their intervals."""
+
+NARROW_COLUMNS = 80
+"""Narrower than this tables are not made; the terminal wraps them."""
+
+WIDE = ("mean", *NARROW)
+"""The statistics that fit `WIDE_COLUMNS`; `--json` has all."""
+
+WIDE_COLUMNS = 100
+
+GAP = 2
+"""Columns of nothing between two columns of a table."""
+
+RATES = {
+    "requests/s": ("throughput_rps", 1),
+    "tokens/s": ("output_tokens_per_s", 1),
+    "goodput/s": ("goodput_rps", 1),
+    "in SLO [%]": ("slo_attainment", 100),
+}
+"""Column, its metric and the scale at which it is shown."""
+
+TROUBLES = ("refused", "preemptions")
+"""Counts that are shown only where they are not zero."""
+
+MOST_REPLICAS = 6
+"""Replicas that are listed; of more there is a range."""
+
+STYLES = {"above capacity": "bold red", "not settled": "yellow"}
+"""How verdicts are shown that a reader must not miss."""
+
+Cell = tuple[str, str]
+"""A figure and its interval, as text."""
 
 
 def show_metrics(metrics: Mapping[str, Any], elapsed_s: float) -> None:
-    """Print a simulation's metrics: latencies per tenant, rates, utilisation, basis, warnings."""
+    """Print the metrics of a run or of replications: latencies, rates, verdict, basis, warnings."""
     console = Console(highlight=False)
-    console.print(_latencies(metrics))
-    console.print(_rates(metrics))
-    used = ", ".join(f"{name} {100 * x:.0f} %" for name, x in metrics["utilisation"].items())
-    console.print(f"utilisation: {used}")
-    console.print(f"basis: {_basis(metrics['basis'])}")
+    groups = groups_of(metrics, "all")
+    width = max(NARROW_COLUMNS, console.width)
+    console.width = width
+    console.print(printable(metrics["scenario"]), style="bold", markup=False)
+    console.print(_latencies(groups, _statistics(metrics, width), width), "")
+    console.print(_rates(groups, width), "")
+    for line in _lines(groups, metrics):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(verdict(metrics), style=STYLES.get(metrics["steady"]["kind"]), soft_wrap=True)
     for warning in metrics["warnings"]:
-        console.print(f"warning: {warning}", style="yellow")
-    requests, span_s = metrics["overall"]["requests"], metrics["overall"]["span_s"] or 0.0
-    console.print(f"{requests} requests over {span_s:.0f} s, simulated in {elapsed_s:.2f} s")
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    console.print(_size(metrics, elapsed_s), markup=False, soft_wrap=True)
 
 
 def show_comparison(comparison: pd.DataFrame) -> None:
@@ -41,44 +88,107 @@ def show_comparison(comparison: pd.DataFrame) -> None:
     console.print(headline(comparison))
 
 
-def _groups(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    tenants: dict[str, Mapping[str, Any]] = dict(metrics["tenants"])
-    return tenants if len(tenants) == 1 else {**tenants, "all": metrics["overall"]}
+def _statistics(metrics: Mapping[str, Any], width: int) -> tuple[str, ...]:
+    """Return as many statistics as fit."""
+    if not metrics.get("intervals"):
+        return STATISTICS
+    return WIDE if width >= WIDE_COLUMNS else NARROW
 
 
-def _latencies(metrics: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=metrics["scenario"], title_justify="left")
-    table.add_column("tenant")
-    table.add_column("latency [ms]")
-    for statistic in STATISTICS:
-        table.add_column(statistic, justify="right")
-    for name, group in _groups(metrics).items():
-        for metric, label in LATENCY_LABELS.items():
-            values = (group[metric][statistic] for statistic in STATISTICS)
-            table.add_row(name, label, *(_number(x, 1e3, 1) for x in values))
+def _latencies(groups: list[Group], statistics: Sequence[str], width: int) -> Table:
+    """Lay out the latencies, those of a tenant under its name."""
+    labels: list[Text] = []
+    rows: list[list[Cell]] = []
+    for group in groups:
+        labels.append(Text(printable(group.name)))
+        rows.append([("", "")] * len(statistics))
+        for metric in group.latencies:
+            unit, cells = group.row(metric, statistics)
+            labels.append(Text(f" {_label(metric)} [{unit}]"))
+            rows.append(cells)
+    return _table(statistics, labels, rows, width)
+
+
+def _label(metric: str) -> str:
+    """Return a latency's name as within a sentence: `TTFT`, `turnaround`."""
+    label = LABELS[metric]
+    return label if label.isupper() else label.lower()
+
+
+def _rates(groups: list[Group], width: int) -> Table:
+    rows = [
+        [estimate(group.value(name), group.interval(name), by) for name, by in RATES.values()]
+        for group in groups
+    ]
+    return _table(list(RATES), [Text(printable(group.name)) for group in groups], rows, width)
+
+
+def _table(columns: Sequence[str], labels: list[Text], rows: list[list[Cell]], width: int) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    aligned = [_aligned(cells) for cells in zip(*rows, strict=True)]
+    room = width - sum(GAP + max(len(c), len(cells[0])) for c, cells in zip(columns, aligned))
+    # Where it is narrow names are cut, never numbers.
+    table.add_column("", no_wrap=True, max_width=room, overflow="ellipsis")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for label, *row in zip(labels, *aligned, strict=True):
+        table.add_row(label, *row)
     return table
 
 
-def _rates(metrics: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("tenant")
-    for title in ("requests/s", "tokens/s", "goodput/s", "in SLO %", "refused", "preempted"):
-        table.add_column(title, justify="right")
-    for name, group in _groups(metrics).items():
-        table.add_row(
-            name,
-            _number(group["throughput_rps"], 1, 3),
-            _number(group["output_tokens_per_s"], 1, 1),
-            _number(group["goodput_rps"], 1, 3),
-            _number(group["slo_attainment"], 100, 1),
-            str(group["refused"]),
-            str(group["preemptions"]),
-        )
-    return table
+def _aligned(cells: Sequence[Cell]) -> list[str]:
+    """Write figures right-aligned and their intervals left-aligned."""
+    widths = [max(map(len, parts)) for parts in zip(*cells, strict=True)]
+    between = " " if widths[1] else ""
+    return [f"{number:>{widths[0]}}{between}{ends:<{widths[1]}}" for number, ends in cells]
 
 
-def _number(value: float | None, scale: float, digits: int) -> str:
-    return "-" if value is None else f"{value * scale:.{digits}f}"
+def _lines(groups: list[Group], metrics: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name}: {text}" for name in TROUBLES if (text := _trouble(groups, name))]
+    if metrics.get("fairness") is not None:
+        ends = (metrics.get("intervals") or {}).get("fairness")
+        index = _one(metrics["fairness"], ends)
+        lines.append(f"fairness between tenants (Jain's index, 1 is even): {index}")
+    lines.append(f"utilisation: {_utilisation(metrics)}")
+    lines.append(f"basis: {_basis(metrics['basis'])}")
+    return lines
+
+
+def _trouble(groups: list[Group], name: str) -> str:
+    """Return the tenants of which requests were refused or preempted, and how many."""
+    return ", ".join(
+        f"{printable(group.name)} {_one(group.value(name), group.interval(name))}"
+        for group in groups
+        if group.value(name) or any(group.interval(name) or ())
+    )
+
+
+def _one(value: float | None, interval: Interval | None, scale: float = 1) -> str:
+    return " ".join(estimate(value, interval, scale)).rstrip()
+
+
+def _utilisation(metrics: Mapping[str, Any]) -> str:
+    used = metrics["utilisation"]
+    if len(used) > MOST_REPLICAS:
+        least, most = 100 * min(used.values()), 100 * max(used.values())
+        return f"{len(used)} replicas, {least:.0f} to {most:.0f} %"
+    ends = (metrics.get("intervals") or {}).get("utilisation", {})
+    return ", ".join(
+        f"{printable(name)} {_one(share, ends.get(name), 100)} %" for name, share in used.items()
+    )
+
+
+def _size(metrics: Mapping[str, Any], elapsed_s: float) -> str:
+    overall, count = metrics["overall"], metrics.get("replications", 1)
+    runs = f"{count} runs" if count > 1 else "1 run"
+    said = f"{overall['requests']} requests over {format_seconds(overall['span_s'] or 0.0)}"
+    meaning = interval_meaning(metrics)
+    return f"{said}, {runs} simulated in {elapsed_s:.2f} s" + (f"\n{meaning}" if meaning else "")
 
 
 def _basis(basis: Mapping[str, str]) -> str:

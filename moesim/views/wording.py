@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 
+Interval = Sequence[float]
+"""Low and high end of a figure over replications."""
+
 MISSING = "–"
 """Shown where a figure does not exist: no request completed, or a single run has no spread."""
 
 LABELS = {
     "ttft_s": "TTFT",
     "tpot_s": "TPOT",
+    "itl_s": "ITL",
     "turnaround_s": "Turnaround",
     "throughput_rps": "Throughput",
     "goodput_rps": "Goodput",
     "output_tokens_per_s": "Output tokens",
+    "slo_attainment": "Within targets",
 }
 
 LONG_LABELS = {
@@ -25,9 +30,22 @@ RATE_UNITS = {"throughput_rps": "req/s", "goodput_rps": "req/s", "output_tokens_
 GLOSSARY = {
     "TTFT": "Time to first token: from a request's arrival to the first token of its answer.",
     "TPOT": "Time per output token: the mean gap between a request's tokens after the first.",
+    "ITL": "Inter-token latency: each single gap between two tokens of a request.",
     "Turnaround": "From a request's arrival to the last token of its answer.",
     "p50, p90, p95, p99": "Percentiles: p99 is what 99 of 100 requests stay at or below.",
     "Throughput": "Requests completed per second, from the first arrival to the last token.",
+    "Goodput": "Requests completed per second that met every target of their tenant.",
+    "Within targets": "Share of all requests that met every target of their tenant.",
+    "Fairness": (
+        "Jain's index of the tenants' mean speeds: 1 if all are served alike, 1/n if one of n gets "
+        "everything."
+    ),
+    "Median [low, high]": (
+        "The scenario is run several times with other draws of what chance decides, and with the "
+        "profile redrawn within its errors. The median of these runs is shown, and between which "
+        "values nine in ten single runs fall. Runs of one's own are expected there too; it is not "
+        "how well the median is known."
+    ),
     "Error": "Predicted over measured, minus one; measured is the mean of the real runs.",
     "Spread": (
         "The largest minus the smallest of the real runs, over their mean: how far the same "
@@ -49,7 +67,9 @@ def time_unit(seconds: float) -> tuple[str, float]:
 
 
 def rounded(value: float) -> str:
-    """Write three significant digits, and whole numbers from a thousand on."""
+    """Write three significant digits; counts, and what is from a thousand on, as whole numbers."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
@@ -63,6 +83,13 @@ def in_units(metric: str, values: Sequence[float | None]) -> list[str]:
         f"{rounded(value * per_second)} {unit}" if value is not None and value == value else MISSING
         for value in values
     ]
+
+
+def bracketed(interval: Interval | None, scale: float = 1) -> str:
+    """Write an interval in some unit: `[38.4, 49.2]`; nothing where there is none."""
+    if interval is None:
+        return ""
+    return f"[{', '.join(rounded(end * scale) for end in interval)}]"
 
 
 def percent(share: float | None, *, signed: bool = False) -> str:

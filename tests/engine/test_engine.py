@@ -1,5 +1,7 @@
 """The engine's loop: same tokens as transformers, whatever the batching; nothing leaks."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,18 +14,13 @@ from engine.serve.engine import Engine, EngineConfig
 from engine.serve.generate import generate
 from engine.serve.memory import default_blocks
 from engine.serve.sampling import Sampler, Sampling
-from moesim.cost.iteration import CostModel
-from moesim.cost.profile import load_profile
 from moesim.errors import EngineError
-from moesim.requests import Request
-from moesim.scenario import scenario_from
+from moesim.serving.policies import POLICIES
 from moesim.serving.records import Record
 from moesim.serving.scheduling import Limits
-from moesim.serving.sequences import Batch
-from moesim.simulation.run import limits_of, simulate
-from moesim.simulation.stepwise import record_of
 
 OUTPUT = 12
+PREEMPTING = [name for name, policy in POLICIES.items() if policy.preempts]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +41,26 @@ def greedy(oracle: MixtralForCausalLM, prompts: list[list[int]]) -> list[list[in
     return answers
 
 
-def engine_of(decoder: Decoder, *, budget: int = 64, num_blocks: int = 64) -> Engine:
-    limits = Limits(max_num_seqs=8, max_batched_tokens=budget, max_model_len=128)
-    return Engine(decoder, EngineConfig(limits=limits, num_blocks=num_blocks, block_size=4))
+def engine_of(
+    decoder: Decoder,
+    *,
+    budget: int = 64,
+    num_blocks: int = 64,
+    policy: str = "chunked_prefill",
+    swap_blocks: int = 0,
+    prefix_caching: bool = False,
+) -> Engine:
+    limits = Limits(
+        max_num_seqs=8,
+        max_batched_tokens=budget,
+        max_model_len=128,
+        policy=POLICIES[policy],
+        swap_blocks=swap_blocks,
+    )
+    config = EngineConfig(
+        limits=limits, num_blocks=num_blocks, block_size=4, prefix_caching=prefix_caching
+    )
+    return Engine(decoder, config)
 
 
 def record(number: int, prompt: int, output: int) -> Record:
@@ -70,29 +84,161 @@ def test_tokens_equal_transformers(
     assert answers == greedy
 
 
-def test_preemption_changes_no_token(
-    decoder: Decoder, prompts: list[list[int]], greedy: list[list[int]]
-) -> None:
-    """With room for barely more than one sequence, the others are recomputed to the same tokens."""
-    engine = engine_of(decoder, num_blocks=9)
-    for number, prompt in enumerate(prompts):
-        engine.submit(record(number, len(prompt), OUTPUT), prompt)
-    while engine.step():
-        pass
-    assert [engine.outputs[n] for n in range(len(prompts))] == greedy
-    assert engine.ledger.frame()["preemptions"].sum() > 0
+def serve(engine: Engine, prompts: list[list[int]], output: int = OUTPUT) -> list[list[int]]:
+    """Return the answers, with NaN in every block that holds nothing of use.
 
-
-def test_no_block_leaks(decoder: Decoder, prompts: list[list[int]]) -> None:
-    """After the last token the scheduler's count and the runner's free blocks are both whole."""
-    engine = engine_of(decoder, num_blocks=12)
+    After each iteration the runner's free blocks and the kept ones that nobody uses are together
+    what the scheduler counts as free.
+    """
     for number, prompt in enumerate(prompts):
-        engine.submit(record(number, len(prompt), 7), prompt)
+        engine.submit(record(number, len(prompt), output), prompt)
+    poison(engine)
     while engine.step():
-        held = engine.config.num_blocks - engine.runner.free_blocks
-        assert held == engine.config.num_blocks - engine.scheduler.cache.free_blocks
-    assert engine.runner.free_blocks == engine.config.num_blocks
+        poison(engine)
+        assert engine.runner.free_blocks + kept(engine) == engine.scheduler.cache.free_blocks
     assert not engine.runner.tokens
+    assert engine.scheduler.cache.free_blocks == engine.config.num_blocks
+    return [engine.outputs[number] for number in range(len(prompts))]
+
+
+def poison(engine: Engine) -> None:
+    """Fill the free blocks with NaN, so that whoever reads one without writing it shows."""
+    runner = engine.runner
+    for half in (runner.cache.keys, runner.cache.values):
+        half[:, runner.blocks.free] = torch.nan
+
+
+def kept(engine: Engine) -> int:
+    """Count the named blocks that no sequence lies in."""
+    blocks = engine.runner.blocks
+    used = {block for number in engine.runner.tokens for block in blocks.of(number)}
+    return len(set(blocks.named.values()) - used)
+
+
+@pytest.mark.parametrize("num_blocks", [9, 64])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_changes_a_token(
+    decoder: Decoder,
+    prompts: list[list[int]],
+    greedy: list[list[int]],
+    policy: str,
+    num_blocks: int,
+) -> None:
+    """With room for all, or for barely more than one sequence, where some are computed again."""
+    engine = engine_of(decoder, policy=policy, num_blocks=num_blocks)
+    assert serve(engine, prompts * 2) == greedy * 2
+    pressed = num_blocks == 9 and POLICIES[policy].preempts
+    assert bool(engine.ledger.frame()["preemptions"].sum()) == pressed
+
+
+@pytest.mark.parametrize("swap_blocks", [3, 32])
+@pytest.mark.parametrize("policy", PREEMPTING)
+def test_swapping_changes_no_token(
+    decoder: Decoder,
+    prompts: list[list[int]],
+    greedy: list[list[int]],
+    policy: str,
+    swap_blocks: int,
+) -> None:
+    """Blocks that left for host memory come back as they were; what finds no room is recomputed."""
+    engine = engine_of(decoder, policy=policy, num_blocks=9, swap_blocks=swap_blocks)
+    swap = spied_on(engine)
+    assert serve(engine, prompts * 2) == greedy * 2
+    assert swap.stored == swap.restored > 0
+    assert engine.runner.swap.free_blocks == engine.scheduler.free_swap_blocks == swap_blocks
+
+
+@dataclass
+class Spy:
+    """Counts the blocks that leave and come back."""
+
+    stored: int = 0
+    restored: int = 0
+
+
+def spied_on(engine: Engine) -> Spy:
+    """Count what an engine copies from now on."""
+    spy, space = Spy(), engine.runner.swap
+    store, restore = space.store, space.restore
+
+    def storing(request_id: int, blocks: list[int]) -> None:
+        spy.stored += len(blocks)
+        store(request_id, blocks)
+
+    def restoring(request_id: int, blocks: list[int]) -> None:
+        spy.restored += len(blocks)
+        restore(request_id, blocks)
+
+    space.store, space.restore = storing, restoring  # type: ignore[method-assign]
+    return spy
+
+
+@pytest.fixture(scope="module")
+def alike(prompts: list[list[int]]) -> list[list[int]]:
+    """Return twelve prompts of three beginnings, the second of each three the first's twin."""
+    beginnings = [prompts[1][:12], prompts[0][:8], prompts[1][:4] + prompts[2][:5]]
+    tails = [[1, 2, 3], [1, 2, 3], [7], []]
+    return [beginning + tail for tail in tails for beginning in beginnings]
+
+
+@pytest.fixture(scope="module")
+def alone(decoder: Decoder, alike: list[list[int]]) -> list[list[int]]:
+    """Return what is generated from each of these prompts by itself."""
+    return [generate(decoder, [prompt], output_tokens=OUTPUT)[0] for prompt in alike]
+
+
+@pytest.mark.parametrize("num_blocks", [9, 14, 64])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_shared_blocks_change_no_token(
+    decoder: Decoder, alike: list[list[int]], alone: list[list[int]], policy: str, num_blocks: int
+) -> None:
+    """Prompts that begin alike share blocks, kept, evicted or preempted, and answer as alone."""
+    engine = engine_of(decoder, policy=policy, num_blocks=num_blocks, prefix_caching=True)
+    evicted = evictions_of(engine)
+    assert serve(engine, alike) == alone
+    frame = engine.ledger.frame()
+    assert frame["cached_tokens"].sum() > 0
+    assert bool(evicted) == (num_blocks < 64)
+    assert bool(frame["preemptions"].sum()) == (num_blocks < 64 and POLICIES[policy].preempts)
+
+
+def evictions_of(engine: Engine) -> list[int]:
+    """Collect the names that an engine forgets from now on."""
+    names: list[int] = []
+    forget = engine.runner.blocks.forget
+
+    def forgetting(evicted: Iterable[int]) -> None:
+        listed = list(evicted)
+        names.extend(listed)
+        forget(listed)
+
+    engine.runner.blocks.forget = forgetting  # type: ignore[method-assign]
+    return names
+
+
+def test_given_names_are_believed(decoder: Decoder) -> None:
+    """Names stand for content: a full block by a known name is not computed again."""
+    engine = engine_of(decoder, prefix_caching=True)
+    for number, prompt in enumerate([[1, 2, 3, 4, 5], [9, 9, 9, 9, 5]]):
+        engine.submit(record(number, 5, 1), prompt, names=(77, 78))
+        engine.step()
+    assert engine.ledger.frame()["cached_tokens"].tolist() == [0, 4]
+    assert engine.outputs[0] == engine.outputs[1]
+    assert set(engine.runner.blocks.named) == {77}
+
+
+def test_swapping_shared_blocks_is_refused() -> None:
+    """As in a scenario."""
+    limits = Limits(max_num_seqs=1, max_batched_tokens=8, max_model_len=64, swap_blocks=2)
+    with pytest.raises(EngineError, match="swap_blocks: 2 do not go with prefix_caching"):
+        EngineConfig(limits=limits, num_blocks=4, prefix_caching=True)
+
+
+def test_an_unknown_order_is_refused() -> None:
+    """The message lists those there are."""
+    limits = Limits(max_num_seqs=1, max_batched_tokens=8, max_model_len=64)
+    with pytest.raises(EngineError, match="order: 'lifo' is none of fcfs, priority, fair"):
+        EngineConfig(limits=limits, num_blocks=4, order="lifo")
 
 
 @pytest.mark.parametrize(
@@ -117,91 +263,6 @@ def test_impossible_requests_are_refused(
     frame = engine.ledger.frame()
     assert frame["outcome"].tolist() == ["refused", "completed"]
     assert reason in frame["detail"][0]
-
-
-class CostClock:
-    """Virtual time: an iteration takes what the cost model says."""
-
-    def __init__(self, cost: CostModel) -> None:
-        self.cost = cost
-        self.time_s = 0.0
-
-    def now(self) -> float:
-        return self.time_s
-
-    def wait_until(self, moment_s: float) -> None:
-        self.time_s = moment_s
-
-    def ran(self, batch: Batch) -> None:
-        self.time_s += self.cost.iteration_s(batch)
-
-
-@pytest.mark.parametrize("kv_blocks", [None, 14])
-def test_engine_on_predicted_time_is_the_simulator(kv_blocks: int | None) -> None:
-    """On a virtual clock the real engine's records equal the simulator's, preemptions included."""
-    profile = load_profile("demo-cpu")
-    lengths = {"kind": "lognormal", "mean": 40, "cv": 0.6, "max": 150}
-    scenario = scenario_from(
-        {
-            "name": "equal",
-            "duration_s": 3,
-            "models": {"demo": {"architecture": "demo-moe", "profile": "demo-cpu"}},
-            "tenants": {
-                "all": {
-                    "model": "demo",
-                    "arrivals": {"kind": "gamma", "rate_per_s": 12, "cv": 2},
-                    "prompt_tokens": lengths,
-                    "output_tokens": {**lengths, "mean": 10, "max": 30},
-                }
-            },
-            "hardware": {"device": "cpu-2core"},
-            "deployment": {
-                "kind": "dedicated",
-                "kv_blocks": kv_blocks,
-                "scheduler": {"max_num_seqs": 8, "max_batched_tokens": 48},
-            },
-        }
-    )
-    simulated = simulate(scenario, {"demo": profile}, stepwise=True).records
-    limits = limits_of(scenario, profile.spec, profile.kv.block_size)
-    cost = CostModel(
-        profile,
-        max_batched_tokens=limits.max_batched_tokens,
-        max_num_seqs=limits.max_num_seqs,
-    )
-    config = EngineConfig(limits=limits, num_blocks=kv_blocks or profile.kv.num_blocks)
-    engine = Engine(_thin_decoder(), config, CostClock(cost))
-    arrivals = [
-        (record_of(Request(**row), "demo/0"), [1] * row["prompt_tokens"])
-        for row in simulated[
-            ["request_id", "tenant", "model", "arrival_s", "prompt_tokens", "output_tokens"]
-        ].to_dict(orient="records")
-    ]
-    served = engine.serve(arrivals)
-    assert served.equals(simulated)
-    if kv_blocks:
-        assert simulated["preemptions"].sum() > 0
-
-
-def _thin_decoder() -> Decoder:
-    """Return a decoder that accepts the demo model's lengths and is quick to run."""
-    from engine.model.checkpoint import random_decoder
-    from moesim.facts.models import ModelSpec
-
-    spec = ModelSpec(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        vocab_size=16,
-        max_position_embeddings=1024,
-        dtype="float32",
-    )
-    return random_decoder(spec, seed=0)
 
 
 def test_sampling_is_seeded_and_follows_the_distribution() -> None:

@@ -1,0 +1,179 @@
+"""Who asks during a validation: recorded arrivals, and users who wait for their answers.
+
+Users are those of `moesim.simulation.stage`: the same seed gives the same users, who think and ask
+for the same lengths in the same order. Only when they ask depends on how fast they are answered.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+from zlib import crc32
+
+import numpy as np
+
+from engine.serve.traffic import Arrival
+from moesim.errors import ScenarioError
+from moesim.requests import Request
+from moesim.scenario import Scenario, Tenant
+from moesim.serving.records import COMPLETED, Record
+from moesim.simulation.prefixes import shared_names
+from moesim.simulation.stage import AFTER_REFUSAL_S
+from moesim.simulation.stepwise import record_of
+from moesim.traffic.lengths import Fixed, Lognormal, Quantiles
+from moesim.traffic.users import Users
+
+Drawn = Fixed | Lognormal | Quantiles
+
+
+class Prompts:
+    """Token ids for requests: equal in blocks of equal name, random elsewhere.
+
+    >>> prompts = Prompts(vocabulary=100, block_size=2, seed=(0, 1))
+    >>> len(prompts.block(7)), prompts.block(7) == prompts.block(7)
+    (2, True)
+    """
+
+    def __init__(self, vocabulary: int, block_size: int, seed: tuple[int, ...]) -> None:
+        self._vocabulary = vocabulary
+        self._block_size = block_size
+        self._seed = seed
+        self._rng = np.random.default_rng(seed)
+        self._blocks: dict[int, list[int]] = {}
+
+    def of(self, request: Request) -> list[int]:
+        """Return a request's prompt."""
+        named = [token for name in request.prefix for token in self.block(name)]
+        return named + self._drawn(self._rng, request.prompt_tokens - len(named))
+
+    def block(self, name: int) -> list[int]:
+        """Return the content of a named block."""
+        if name not in self._blocks:
+            rng = np.random.default_rng([*self._seed, int(name < 0), abs(name)])
+            self._blocks[name] = self._drawn(rng, self._block_size)
+        return self._blocks[name]
+
+    def _drawn(self, rng: np.random.Generator, tokens: int) -> list[int]:
+        drawn: list[int] = rng.integers(self._vocabulary, size=tokens).tolist()
+        return drawn
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class User:
+    """One user of a closed loop; `prefix` names the blocks that all its prompts begin with."""
+
+    tenant: str
+    model: str
+    manners: Users
+    prompt: Drawn
+    output: Drawn
+    prefix: tuple[int, ...]
+    block_size: int
+    rng: np.random.Generator
+
+    def think_time_s(self) -> float:
+        """Draw how long the user thinks before asking [s]."""
+        return self.manners.think_time_s(self.rng)
+
+    def request(self, number: int, now_s: float) -> Request:
+        """Draw what the user asks."""
+        prompt = int(self.prompt.draw(1, self.rng)[0])
+        return Request(
+            request_id=number,
+            tenant=self.tenant,
+            model=self.model,
+            arrival_s=now_s,
+            prompt_tokens=prompt,
+            output_tokens=int(self.output.draw(1, self.rng)[0]),
+            prefix=self.prefix[: prompt // self.block_size],
+        )
+
+
+def users_of(scenario: Scenario, block_size: int, seed: int) -> list[User]:
+    """Return a scenario's users, tenant by tenant."""
+    return [
+        user
+        for name, tenant in scenario.tenants.items()
+        for user in _users(name, tenant, block_size, seed)
+    ]
+
+
+def _users(name: str, tenant: Tenant, block_size: int, seed: int) -> Iterator[User]:
+    manners, prompt, output = tenant.arrivals, tenant.prompt_tokens, tenant.output_tokens
+    if not isinstance(manners, Users):
+        return
+    if not isinstance(prompt, Drawn) or not isinstance(output, Drawn):
+        raise ScenarioError(f"tenants.{name}: users draw their lengths from a distribution")
+    for stream in np.random.SeedSequence([seed, crc32(name.encode())]).spawn(manners.count):
+        yield User(
+            tenant=name,
+            model=tenant.model,
+            manners=manners,
+            prompt=prompt,
+            output=output,
+            prefix=shared_names(name, tenant, block_size),
+            block_size=block_size,
+            rng=np.random.default_rng(stream),
+        )
+
+
+class Clients:
+    """The traffic of one run: requests at their times, users until `until_s`."""
+
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        users: Iterable[User],
+        prompts: Prompts,
+        *,
+        until_s: float,
+    ) -> None:
+        self._prompts = prompts
+        self._until_s = until_s
+        self._coming: list[tuple[float, int, Arrival | User]] = []
+        self._turn = count()
+        self._waiting: dict[int, User] = {}
+        # Made before the first arrives, so that serving does not wait for them.
+        arrivals = [self._arrival(request) for request in requests]
+        self._ids = count(len(arrivals))
+        for arrival in arrivals:
+            self._expect(arrival.record.arrival_s, arrival)
+        for user in users:
+            self._let_think(user, 0.0)
+
+    def next_s(self) -> float:
+        """Return when the next request arrives, infinity if none is known of."""
+        return self._coming[0][0] if self._coming else inf
+
+    def take(self) -> Arrival:
+        """Return the request that arrives next."""
+        now_s, _, who = heappop(self._coming)
+        if isinstance(who, Arrival):
+            return who
+        request = who.request(next(self._ids), now_s)
+        self._waiting[request.request_id] = who
+        return self._arrival(request)
+
+    def done(self, record: Record) -> None:
+        """Let the user who waited for an answer think."""
+        user = self._waiting.pop(record.request_id, None)
+        if user and record.outcome == COMPLETED:
+            self._let_think(user, record.finish_s)
+        elif user:
+            self._let_think(user, record.arrival_s + AFTER_REFUSAL_S)
+
+    def _let_think(self, user: User, since_s: float) -> None:
+        asked_s = since_s + user.think_time_s()
+        if asked_s < self._until_s:
+            self._expect(asked_s, user)
+
+    def _expect(self, moment_s: float, who: Arrival | User) -> None:
+        heappush(self._coming, (moment_s, next(self._turn), who))
+
+    def _arrival(self, request: Request) -> Arrival:
+        return Arrival(
+            record=record_of(request, f"{request.model}/0"),
+            prompt=self._prompts.of(request),
+            names=request.prefix,
+        )
