@@ -85,7 +85,9 @@ def serve_for_real(
     records = engine.serve(
         clients, lambda now_s: progress(min(1.0, now_s / scenario.duration_s), title)
     )
-    return records, (before_s + probe_s(engine)) / 2
+    # Users number their requests after all others', whenever they ask.
+    in_order = records.sort_values(["arrival_s", "request_id"], ignore_index=True)
+    return in_order, (before_s + probe_s(engine)) / 2
 
 
 def _warm_up(engine: Engine) -> None:

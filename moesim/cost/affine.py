@@ -126,9 +126,10 @@ class AffineCost:
             context=context,
         )
         tables = self.tables
-        attention_s = self.parameters.context_s * context
         if tokens == sequences == emitting:
-            return tables.decoding[sequences] + attention_s
+            flat, slope = tables.decoding[sequences]
+            return flat + slope * (context - sequences)
+        attention_s = self.parameters.context_s * context
         return tables.sequences[sequences] + tables.tokens[tokens] + attention_s
 
     def basis(self) -> dict[str, str]:

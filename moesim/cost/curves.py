@@ -99,6 +99,10 @@ class Fan:
         """Return intercept [s] and slope [s per unit] of the line at `x`."""
         return self.intercepts(x), max(0.0, self.slopes(x))
 
+    def table(self, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lines' intercepts and slopes at 0, 1, ... `most`."""
+        return self.intercepts.table(most), np.maximum(0.0, self.slopes.table(most))
+
     def basis(self, x: float, y: float) -> str:
         """Say what answers up to `(x, y)` rest on."""
         return "extrapolated" if y > self.high else self.intercepts.basis(x)

@@ -18,16 +18,15 @@ from moesim.cost.profile import Cell
 
 
 def expected_distinct(
-    popularity: Sequence[Sequence[float]], max_tokens: int
+    popularity: Sequence[Sequence[float]], tokens: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Return the expected distinct experts, (layers, max_tokens + 1), for 0..max_tokens tokens.
+    """Return the expected distinct experts for each number of tokens, (layers, len(tokens)).
 
-    >>> expected_distinct([[0.25] * 8], 2).round(3).tolist()
+    >>> expected_distinct([[0.25] * 8], [0, 1, 2]).round(3).tolist()
     [[0.0, 2.0, 3.5]]
     """
     shares = np.clip(np.asarray(popularity, dtype=float), 0.0, 1.0)  # [L, E]
-    tokens = np.arange(max_tokens + 1)
-    missed = (1.0 - shares)[:, :, None] ** tokens  # [L, E, T+1]
+    missed = (1.0 - shares)[:, :, None] ** np.asarray(tokens, dtype=float)  # [L, E, T]
     return np.asarray((1.0 - missed).sum(axis=1))
 
 
@@ -38,10 +37,9 @@ def experts_curve(cells: Sequence[Cell], popularity: Sequence[Sequence[float]]) 
     distinct experts choose where the row is read.
     """
     rows = rows_of(cells)
-    distinct = expected_distinct(popularity, int(max(rows)))  # [L, T+1]
+    distinct = expected_distinct(popularity, list(rows))  # [L, rows]
     points = []
-    for tokens, row in rows.items():
+    for (tokens, row), expected in zip(rows.items(), distinct.T, strict=True):
         over_distinct = curve_of(row)
-        expected = distinct[:, int(tokens)]
         points.append((tokens, float(np.mean([over_distinct(d) for d in expected]))))
     return curve_of(points)

@@ -135,8 +135,9 @@ class CostModel:
         emitting += self._curves["sampling"].table(max_num_seqs)
         emitting[0] = 0.0
         alone = min(max_num_seqs, max_batched_tokens) + 1
-        layer = [self._decode.line(n) for n in range(1, max_num_seqs + 1)]
-        lines = [(0.0, 0.0), *((self._layers * a, self._layers * b) for a, b in layer)]
+        intercepts, slopes = (self._layers * part for part in self._decode.table(max_num_seqs))
+        intercepts[0] = slopes[0] = 0.0
+        lines = list(zip(intercepts.tolist(), slopes.tolist(), strict=True))
         return Tables(
             sequences=sequences.tolist(),
             tokens=tokens.tolist(),

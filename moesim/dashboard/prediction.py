@@ -1,7 +1,8 @@
-"""The first tab: what the scenario will do, from one simulation."""
+"""The first tab: what the scenario will do, from some simulations of it."""
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,29 @@ from moesim.facts.catalog import locate
 from moesim.scenario import Scenario, scenario_from
 from moesim.serving.metrics import LATENCIES
 from moesim.serving.records import REFUSED
-from moesim.simulation.run import Result, simulate
+from moesim.simulation.replications import Replications, replicate
+from moesim.simulation.run import Result
 from moesim.units import format_seconds
-from moesim.views.charts import Figure, latency_cdf, running_over_time
-from moesim.views.tables import PERCENTILE_HEADINGS, percentile_rows
-from moesim.views.wording import GLOSSARY, LABELS, RATE_UNITS, figure_name, in_units, percent
+from moesim.views.charts import Figure, latency_cdf, series_over_time
+from moesim.views.tables import (
+    PERCENTILE_HEADINGS,
+    Group,
+    estimate,
+    groups_of,
+    interval_meaning,
+    percentile_rows,
+    verdict,
+)
+from moesim.views.wording import GLOSSARY, LABELS, RATE_UNITS, figure_name, in_units
 
 SHOWN = "shown"
 """Where the session keeps the question whose answer is on the page."""
 
-Tile = tuple[str, str, str]
-"""Label, value and meaning of a figure."""
+Tile = tuple[str, tuple[str, str], str]
+"""Label, value with its interval, and meaning of a figure."""
+
+VERDICTS = {"above capacity": st.error, "not settled": st.warning}
+"""How verdicts are shown that a reader must not miss."""
 
 BASIS_MEANING = {
     "measured": "exactly the points that were timed",
@@ -40,18 +53,25 @@ def show(asked: Question) -> None:
     """Answer the question, or the one answered before while the page waits for Run."""
     question = _to_answer(asked)
     scenario = question.scenario()
-    result, notices = _simulated(
-        question.content, question.source, question.folder, question.seed, _stamp(scenario)
+    found, notices = _simulated(
+        question.content,
+        question.source,
+        question.folder,
+        question.seed,
+        question.replications,
+        _stamp(scenario),
     )
-    metrics = result.metrics()
+    result, metrics = found.first, found.metrics()
+    VERDICTS.get(metrics["steady"]["kind"], st.info)(_sentence(verdict(metrics)))
     _tiles(metrics)
-    _reservations(result, notices)
-    _charts(result)
+    _reservations(found, metrics, notices)
+    _charts(result, metrics)
     st.subheader("Latencies")
     st.dataframe(
         pd.DataFrame(percentile_rows(metrics), columns=list(PERCENTILE_HEADINGS)),
         hide_index=True,
         width="stretch",
+        height="content",
     )
     _basis(result.basis)
     _downloads(question, result)
@@ -66,7 +86,7 @@ def _to_answer(asked: Question) -> Question:
     if asked.run or SHOWN not in st.session_state:
         st.session_state[SHOWN] = asked
     shown: Question = st.session_state[SHOWN]
-    if (shown.content, shown.seed) != (asked.content, asked.seed):
+    if replace(shown, run=asked.run) != asked:
         st.info("The settings have changed since this run: press Run.")
     return shown
 
@@ -77,12 +97,14 @@ def _simulated(
     source: str,
     folder: Path | None,
     seed: int,
+    replications: int | None,
     stamp: tuple[tuple[str, int], ...],  # a file that has changed is another question
-) -> tuple[Result, list[str]]:
+) -> tuple[Replications, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MoesimWarning)
-        result = simulate(scenario_from(content, source=source, folder=folder), seed=seed)
-    return result, [str(one.message) for one in caught if one.category is MoesimWarning]
+        scenario = scenario_from(content, source=source, folder=folder)
+        found = replicate(scenario, seed=seed, replications=replications)
+    return found, [str(one.message) for one in caught if one.category is MoesimWarning]
 
 
 def _stamp(scenario: Scenario) -> tuple[tuple[str, int], ...]:
@@ -104,50 +126,63 @@ def _stamp(scenario: Scenario) -> tuple[tuple[str, int], ...]:
 
 
 def _tiles(metrics: Mapping[str, Any]) -> None:
-    overall, busy = metrics["overall"], metrics["utilisation"]
-    replicas = ", ".join(f"{name} {percent(share)}" for name, share in busy.items())
+    everyone = groups_of(metrics)[-1]
     _tile_row(
-        _rate_tile(overall, "throughput_rps", GLOSSARY["Throughput"]),
-        _rate_tile(overall, "goodput_rps", "Requests per second that met their tenant's targets."),
-        (
-            "Utilisation",
-            percent(sum(busy.values()) / len(busy)),
-            f"Share of the time that replicas computed: {replicas}.",
-        ),
-        _latency_tile(overall, "turnaround_s", "mean"),
+        _rate_tile(everyone, "throughput_rps"),
+        _rate_tile(everyone, "goodput_rps"),
+        _share_tile(everyone),
+        _utilisation_tile(metrics),
     )
-    _tile_row(
-        *(
-            _latency_tile(overall, metric, statistic)
-            for metric in ("ttft_s", "tpot_s")
-            for statistic in ("p50", "p99")
-        )
-    )
+    _tile_row(*(_latency_tile(everyone, metric, "p50") for metric in everyone.latencies))
+    _tile_row(*(_latency_tile(everyone, metric, "p99") for metric in everyone.latencies))
 
 
-def _rate_tile(overall: Mapping[str, Any], metric: str, meaning: str) -> Tile:
-    value, unit = in_units(metric, [overall[metric]])[0], RATE_UNITS[metric]
+def _rate_tile(group: Group, metric: str) -> Tile:
+    label, cell = LABELS[metric], estimate(group.value(metric), group.interval(metric))
     # A tile is too narrow for a number and its unit.
-    return f"{LABELS[metric]} [{unit}]", value.removesuffix(f" {unit}"), meaning
+    return f"{label} [{RATE_UNITS[metric]}]", cell, GLOSSARY[label]
 
 
-def _latency_tile(overall: Mapping[str, Any], metric: str, statistic: str) -> Tile:
-    value = in_units(metric, [overall[metric][statistic]])[0]
-    return figure_name(metric, statistic), value, GLOSSARY[LABELS[metric]]
+def _share_tile(group: Group) -> Tile:
+    metric = "slo_attainment"
+    cell = estimate(group.value(metric), group.interval(metric), 100)
+    return f"{LABELS[metric]} [%]", cell, GLOSSARY[LABELS[metric]]
+
+
+def _utilisation_tile(metrics: Mapping[str, Any]) -> Tile:
+    """Show the busiest replica, whose interval is known; a mean over replicas has none."""
+    used = metrics["utilisation"]
+    busiest = max(used, key=used.__getitem__)
+    interval = metrics["intervals"]["utilisation"][busiest] if metrics["intervals"] else None
+    meaning = f"Share of the time that the busiest of {len(used)} replicas, {busiest}, computed."
+    return "Utilisation [%]", estimate(used[busiest], interval, 100), meaning
+
+
+def _latency_tile(group: Group, metric: str, statistic: str) -> Tile:
+    unit, (cell,) = group.row(metric, [statistic])
+    return f"{figure_name(metric, statistic)} [{unit}]", cell, GLOSSARY[LABELS[metric]]
 
 
 def _tile_row(*tiles: Tile) -> None:
-    for column, (label, value, meaning) in zip(st.columns(len(tiles)), tiles, strict=True):
-        column.metric(label, value, help=meaning, border=True)
+    for column, (label, (value, ends), meaning) in zip(st.columns(len(tiles)), tiles, strict=True):
+        column.metric(
+            label,
+            value,
+            ends or None,
+            help=meaning,
+            border=True,
+            delta_color="off",
+            delta_arrow="off",
+        )
 
 
-def _reservations(result: Result, notices: list[str]) -> None:
-    overall = result.metrics()["overall"]
+def _reservations(found: Replications, metrics: Mapping[str, Any], notices: list[str]) -> None:
+    result, overall = found.first, metrics["overall"]
     tokens = in_units("output_tokens_per_s", [overall["output_tokens_per_s"]])[0]
     st.caption(
         f"{overall['completed']:,} of {overall['requests']:,} requests completed, {tokens} "
         f"generated, {overall['preemptions']:,} preemptions. "
-        f"Simulated in {format_seconds(result.elapsed_s)}."
+        f"Simulated in {format_seconds(found.elapsed_s)}. {_sentence(interval_meaning(metrics))}"
     )
     refused = result.records[result.records["outcome"] == REFUSED]
     if not refused.empty:
@@ -156,14 +191,22 @@ def _reservations(result: Result, notices: list[str]) -> None:
         st.warning(text)
 
 
-def _charts(result: Result) -> None:
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _charts(result: Result, metrics: Mapping[str, Any]) -> None:
+    """Draw the first run; medians over all and their intervals are marked on it."""
     groups = {str(name): group for name, group in result.records.groupby("tenant", sort=True)}
     tables = groups if len(groups) > 1 else {"predicted": result.records}
+    estimates = {group.name: group for group in groups_of(metrics)}
+    if len(groups) == 1:
+        estimates = {"predicted": estimates[next(iter(groups))]}
     for column, metric in zip(st.columns(len(LATENCIES)), LATENCIES, strict=True):
         targets = {name: getattr(slo, metric) for name, slo in result.slos.items()}
         with column:
-            chart(latency_cdf(tables, metric, targets), f"predicted {metric}")
-    chart(running_over_time(tables), "predicted running")
+            chart(latency_cdf(tables, metric, targets, estimates), f"predicted {metric}")
+    chart(series_over_time(result.series()), "predicted series")
 
 
 def _basis(basis: Mapping[str, str]) -> None:

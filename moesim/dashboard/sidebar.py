@@ -34,6 +34,7 @@ class Question:
     source: str
     folder: Path | None
     seed: int
+    replications: int | None
     run: bool
 
     def scenario(self) -> Scenario:
@@ -57,14 +58,16 @@ def ask() -> Question | None:
             changes |= _tenant_changes(name, tenant, source)
     with st.expander("Deployment", expanded=True):
         changes |= _deployment_changes(scenario, source)
-    with st.expander("Duration and seed"):
+    with st.expander("Duration, seed, runs"):
         changes |= _number_changes(numbers(scenario), source)
         seed = st.number_input("Seed", min_value=0, value=0, help="Another seed, other arrivals.")
+        replications = _replications()
     return Question(
         content=_grown(with_changes(content, changes), scenario, changes),
         source=source,
         folder=folder,
         seed=seed,
+        replications=replications,
         run=run,
     )
 
@@ -107,6 +110,18 @@ def _run_now() -> bool:
     )
     pressed = st.button("Run", type="primary", width="stretch")
     return live or pressed
+
+
+def _replications() -> int | None:
+    return st.number_input(
+        "Runs",
+        min_value=1,
+        value=None,
+        step=1,
+        placeholder="automatic",
+        key="replications",
+        help="1 is a single run without intervals, 20 give intervals that hold nine in ten runs.",
+    )
 
 
 def _model_changes(scenario: Scenario, source: str) -> Changes:

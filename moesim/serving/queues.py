@@ -129,7 +129,7 @@ class ByPriority:
 
 @dataclass(slots=True)
 class FairShare:
-    """The tenant that was served least, by its weight, is next; order of arrival within it.
+    """The tenant that was served least, by its weight, is next; order of arrival among equals.
 
     A tenant that comes back from having nothing to wait for starts level with the least served of
     those who wait, so that idling earns nothing.
@@ -180,7 +180,9 @@ class FairShare:
         self._charge(sequence.tenant, OUTPUT_CHARGE * output_tokens)
 
     def _next(self) -> str:
-        return min(self._waiting, key=lambda name: (self._counter(name), name))
+        # Ties are common, since who comes back starts level; names must not decide them.
+        waiting = self._waiting
+        return min(waiting, key=lambda name: (self._counter(name), waiting[name][0].number))
 
     def _counter(self, tenant: str) -> Fraction:
         return self._tokens.get(tenant, Fraction(0))

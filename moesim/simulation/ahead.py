@@ -57,9 +57,9 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
 
     now, peak = course.now_s, course.peak_running
     iteration = 0  # counted from the entry
-    admitted = arrived = course.admitted
     decodes = context = held = 0  # decoding sequences, their cached tokens, blocks promised
-    partial, partial_done = -1, 0  # the prompt in chunks, and its tokens computed
+    admitted = arrived = course.admitted  # prompts computed, requests that have come
+    done = 0  # tokens computed of the prompt that is next, in chunks
     heap: list[int] = []  # finishing iteration and request in one number, which compares faster
     for sequence in course.running:
         held += need[sequence.request_id]
@@ -69,7 +69,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             decodes += 1
             context += sequence.computed
         else:
-            partial, partial_done = sequence.request_id, sequence.computed
+            admitted, done = sequence.request_id, sequence.computed
     heapify(heap)
     finishing = heap[0] >> SHIFT if heap else 0  # the iteration at whose end the next one finishes
     most_decodes, most_singles, most_attended = decodes, 0, 0
@@ -83,7 +83,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
         while arrival <= now:
             arrived += 1
             arrival = arrival_s[arrived]
-        if partial < 0 and (admitted == arrived or decodes >= most_sequences):
+        if admitted == arrived or decodes >= most_sequences:
             if not decodes:
                 if arrived == count:
                     break
@@ -101,11 +101,12 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                 # `iterations_until`, written out
                 until = arrival - now
                 if half:
-                    root = (sqrt(shifted * shifted + 4 * half * until) - shifted) / (2 * half)
+                    jumped = int(
+                        (sqrt(shifted * shifted + 4 * half * until) - shifted) / (half + half)
+                    )
                 else:
-                    root = until / base
-                jumped = int(root) or 1
-                if jumped * (shifted + half * jumped) < until:
+                    jumped = int(until / base)
+                if jumped * (shifted + half * jumped) < until or not jumped:
                     jumped += 1
                 elif jumped > 1 and (jumped - 1) * (shifted + half * (jumped - 1)) >= until:
                     jumped -= 1
@@ -115,26 +116,33 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             iteration += jumped
             context += decodes * jumped
         elif (
-            partial < 0
+            not done
             and arrived - admitted == 1
-            and 1 < prompt[admitted] <= most_tokens - decodes
+            and 1 < (new := prompt[admitted]) <= most_tokens - decodes
         ):
             # The commonest mixed iteration: every decode, and one whole prompt.
-            new = prompt[admitted]
-            if held + need[admitted] > blocks:
+            held += need[admitted]
+            if held > blocks:
                 pressed = True
                 break
-            held += need[admitted]
-            scheduled_s[admitted] = now
-            if new not in whole_s:
-                whole_s[new] = cost.prefill_attention_s(new, 0)
             tokens = decodes + new
             intercept, slope = lines[decodes]
             log((now, -tokens, decodes, context))
             context += decodes
-            duration = whole_s[new] + intercept + slope * context
             decodes += 1
-            now += duration + (by_sequences[decodes] + by_tokens[tokens] + by_emitting[decodes])
+            try:
+                duration = whole_s[new]
+            except KeyError:
+                duration = whole_s[new] = cost.prefill_attention_s(new, 0)
+            scheduled_s[admitted] = now
+            now += (
+                duration
+                + by_sequences[decodes]
+                + by_tokens[tokens]
+                + by_emitting[decodes]
+                + intercept
+                + slope * context
+            )
             iteration += 1
             context += new
             first_token_s[admitted] = now
@@ -146,52 +154,44 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             if decodes > most_decodes:
                 most_decodes = decodes
         else:
-            # One mixed iteration: every decode, the prompt in chunks, then new prompts.
-            before = admitted, partial, partial_done
-            first = partial if partial >= 0 else admitted
+            # A mixed iteration: every decode, the prompt in chunks, then new prompts.
+            request, chunk_done = admitted, done
             left = most_tokens - decodes
-            singles = decodes
+            sequences = singles = decodes
             attended = context + decodes
             duration = 0.0
-            while left:
-                if partial >= 0:
-                    request, done = partial, partial_done
-                elif admitted < arrived and decodes + admitted - first < most_sequences:
-                    request, done = admitted, 0
+            while left and request < arrived and sequences < most_sequences:
+                if not chunk_done:
                     held += need[request]
                     if held > blocks:
                         pressed = True
                         break
                     scheduled_s[request] = now
-                    admitted += 1
-                else:
-                    break
-                new = prompt[request] - done
+                sequences += 1
+                new = prompt[request] - chunk_done
                 if new > left:
                     new = left
-                    partial, partial_done = request, done + new
-                else:
-                    partial = -1
                 left -= new
                 if new == 1:
                     singles += 1
-                    attended += done + 1
+                    attended += chunk_done + 1
                 else:
-                    chunk = new, done
+                    chunk = new, chunk_done
                     if chunk not in attention_s:
-                        attention_s[chunk] = cost.prefill_attention_s(new, done)
+                        attention_s[chunk] = cost.prefill_attention_s(new, chunk_done)
                     duration += attention_s[chunk]
+                chunk_done += new
+                if chunk_done == prompt[request]:
+                    request += 1
+                    chunk_done = 0
             if pressed:
-                admitted, partial, partial_done = before
                 break
-            log((now, left - most_tokens, decodes, context + (before[2] if before[1] >= 0 else 0)))
+            tokens = most_tokens - left
+            log((now, -tokens, decodes, context + done))
             if singles > decodes:
                 most_singles = max(most_singles, singles)
                 most_attended = max(most_attended, attended)
-            begun = admitted if partial < 0 else partial  # prompts from `first` to here are done
-            tokens = most_tokens - left
-            sequences = decodes + admitted - first
-            emitting = decodes + begun - first
+            emitting = decodes + request - admitted
             if tokens == sequences == emitting:
                 flat, slope = decoding[sequences]
                 duration += flat + slope * (attended - sequences)
@@ -212,10 +212,11 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                 peak = sequences
             if emitting > most_decodes:
                 most_decodes = emitting
-            for request in range(first, begun):
-                first_token_s[request] = now
-                context += prompt[request]
-                heappush(heap, ((iteration + output[request] - 1) << SHIFT) + request)
+            for begun in range(admitted, request):
+                first_token_s[begun] = now
+                context += prompt[begun]
+                heappush(heap, ((iteration + output[begun] - 1) << SHIFT) + begun)
+            admitted, done = request, chunk_done
             if heap:
                 finishing = heap[0] >> SHIFT
         while finishing == iteration:
@@ -235,12 +236,12 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
         decodes=max(most_decodes, most_singles),
         context=max(int((cached + running * iterations).max(initial=0.0)), most_attended),
     )
-    course.now_s, course.admitted = now, admitted
+    course.now_s, course.admitted = now, admitted + (done > 0)
     course.peak_running = max(peak, most_decodes)
     course.iterations += iteration
     course.batched_tokens += int((tokens_each * iterations).sum())
     course.busy_s += float(duration_s.sum())
-    course.running = _sequences(stream, heap, iteration, partial, partial_done, replica.cache)
+    course.running = _sequences(stream, heap, iteration, admitted, done, replica.cache)
     for sequence in course.running:
         sequence.last_token_s = now
     course.runs.append(runs)
@@ -278,8 +279,8 @@ def _sequences(
     stream: Stream,
     heap: list[int],
     iteration: int,
-    partial: int,
-    partial_done: int,
+    admitted: int,
+    done: int,
     cache: KvCache,
 ) -> list[Sequence]:
     """Spell the sums out again as the scheduler's sequences, in order of admission."""
@@ -290,9 +291,10 @@ def _sequences(
         sequence.computed = sequence.prompt_tokens + sequence.generated - 1
         sequence.preemptions = stream.preemptions.get(sequence.request_id, 0)
         running.append(sequence)
-    if partial >= 0:
-        sequence = stream.sequence(partial)
-        sequence.computed = partial_done
+    if done:
+        sequence = stream.sequence(admitted)
+        sequence.computed = done
+        sequence.preemptions = stream.preemptions.get(admitted, 0)
         running.append(sequence)
     cache.free_blocks = cache.num_blocks
     for sequence in running:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import pandas as pd
@@ -59,15 +59,19 @@ class Result:
             **summarise(self.records, self.slos, self.logs),
             "fairness": fairness(self.records),
             "steady": steady_state(self.records).as_dict(),
-            "utilisation": self.replicas.set_index("replica")["utilisation"].to_dict(),
+            "utilisation": self._of_replicas("utilisation"),
             "basis": self.basis,
             "warnings": list(self.warnings),
         }
 
     def series(self, points: int = 200) -> pd.DataFrame:
         """Return queue, batch, KV cache and rates over time; `moesim.serving.series` names them."""
-        capacity_tokens = self.replicas.set_index("replica")["kv_tokens"].to_dict()
-        return time_series(self.records, self.logs, capacity_tokens, points)
+        return time_series(self.records, self.logs, self._of_replicas("kv_tokens"), points)
+
+    def _of_replicas(self, column: str) -> dict[str, Any]:
+        """Return a column of the replicas' table by the replicas' names."""
+        names = self.replicas["replica"].tolist()
+        return dict(zip(names, self.replicas[column].tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,18 +108,23 @@ def simulate(
         model: list(_replicas(scenario, model, profile, inputs.device))
         for model, profile in inputs.profiles.items()
     }
-    served = [
-        *_open_loop(scenario, replicas, requests, stepwise=stepwise),
-        *_closed_loop(scenario, replicas, requests, seed, stepwise=stepwise),
-    ]
-    records = _in_order_of_arrival([part.records for part in served if len(part.records)])
-    basis = _weakest([part.basis for part in served])
+    tables, logs, usages, bases = [], {}, [], []
+    for part in chain(
+        _open_loop(scenario, replicas, requests, stepwise=stepwise),
+        _closed_loop(scenario, replicas, requests, seed, stepwise=stepwise),
+    ):
+        tables.append(part.records)
+        logs[part.usage.replica] = part.log
+        usages.append(part.usage)
+        bases.append(part.basis)
+    records = _in_order_of_arrival(tables)
+    basis = _weakest(bases)
     return Result(
         scenario=scenario.name,
         seed=seed,
         records=records,
-        logs={part.usage.replica: part.log for part in served},
-        replicas=_usage_frame([part.usage for part in served], records),
+        logs=logs,
+        replicas=_usage_frame(usages, records),
         basis=basis,
         warnings=tuple(_warnings(inputs.profiles, basis)),
         slos=scenario.slos,
@@ -196,11 +205,15 @@ def _requests_of(
 
 
 def _in_order_of_arrival(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    if not tables:
+    """Merge record tables, emptying the list: a million requests need not be held twice."""
+    parts = [table for table in tables if len(table)]
+    tables.clear()
+    if not parts:
         raise ScenarioError("no request arrives; make duration_s longer or think times shorter")
-    merged = tables[0] if len(tables) == 1 else pd.concat(tables)
-    if len(tables) == 1 and merged["arrival_s"].is_monotonic_increasing:
+    merged = parts[0] if len(parts) == 1 else pd.concat(parts)
+    if len(parts) == 1 and merged["arrival_s"].is_monotonic_increasing:
         return merged
+    parts.clear()
     # Requests of the same instant were numbered in order.
     return merged.sort_values(["arrival_s", "request_id"], ignore_index=True)
 
@@ -307,12 +320,17 @@ def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:
 
 
 def _usage_frame(usages: list[Usage], records: pd.DataFrame) -> pd.DataFrame:
-    frame = pd.DataFrame([asdict(usage) for usage in usages])
-    span_s = records["finish_s"].max() - records["arrival_s"].min()
-    return frame.assign(
-        utilisation=frame["busy_s"] / span_s if span_s > 0 else 0.0,
-        mean_batched_tokens=frame["batched_tokens"] / frame["iterations"].clip(lower=1),
-    )
+    """Return what each replica did, a row each, with its utilisation and its mean batch."""
+    span_s = float(records["finish_s"].max() - records["arrival_s"].min())
+    rows = [
+        {
+            **asdict(usage),
+            "utilisation": usage.busy_s / span_s if span_s > 0 else 0.0,
+            "mean_batched_tokens": usage.batched_tokens / max(1, usage.iterations),
+        }
+        for usage in usages
+    ]
+    return pd.DataFrame(rows)
 
 
 def _weakest(bases: list[dict[str, str]]) -> dict[str, str]:

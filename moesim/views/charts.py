@@ -18,10 +18,12 @@ from moesim.errors import MoesimError
 from moesim.evidence.compare import TOLERANCE
 from moesim.serving.metrics import with_latencies
 from moesim.serving.records import REFUSED
+from moesim.views.tables import Group
 from moesim.views.wording import LABELS, LONG_LABELS, figure_name, time_unit
 
 try:
     import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
 except ImportError:
     raise MoesimError("charts need plotly: pip install 'moesim[dashboard]'") from None
 
@@ -32,6 +34,7 @@ INK = "#222222"
 FAINT = "#e3e3e3"
 MEASURED = ("#222222", "#8a8a8a", "#5c5c5c", "#b0b0b0")
 PREDICTED = "#0072b2"
+SHADE = "#d9e8f3"
 OFF = "#d55e00"
 OTHERS = ("#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("solid", "dot", "dashdot", "longdash")
@@ -50,6 +53,17 @@ INSIDE = {
 FARTHEST_TARGET = 4
 """Targets are drawn up to this many times the longest latency."""
 
+MARKED = ("p50", "p90", "p95", "p99")
+"""The percentiles whose medians and intervals are marked on a curve."""
+
+PANELS = {
+    "queued": ("Waiting", "requests", 1),
+    "running": ("Running", "requests", 1),
+    "kv_use": ("KV cache in use", "%", 100),
+    "tokens_per_s": ("Generated", "tokens/s", 1),
+}
+"""Columns of a time series: title, unit, and how much of the unit is in the column's own."""
+
 MOST_POINTS = 1500
 """Points of a curve; more cannot be seen, and would make a report of a long run large."""
 
@@ -58,10 +72,12 @@ def latency_cdf(
     tables: Mapping[str, pd.DataFrame],
     metric: str,
     targets: Mapping[str, float | None] | None = None,
+    estimates: Mapping[str, Group] | None = None,
 ) -> Figure:
     """Draw which share of requests stayed at or below each latency, one curve per record table.
 
     `metric` is `ttft_s`, `tpot_s` or `turnaround_s`; `targets` [s] are drawn as vertical lines.
+    `estimates` by the tables' names add medians over replications, their intervals as bars.
     """
     samples = {
         name: np.sort(with_latencies(records)[metric].dropna().to_numpy(dtype=float))
@@ -79,6 +95,8 @@ def latency_cdf(
             line={**line, "shape": "hv"},
             hovertemplate=f"%{{y:.1f}} % within %{{x:.4g}} {unit}",
         )
+        if estimates and name in estimates:
+            _mark_estimates(figure, estimates[name], metric, per_second, str(line["color"]))
     for target_s, name in _distinct(targets or {}).items():
         # A target far off would press all curves against the axis.
         if target_s <= FARTHEST_TARGET * longest_s:
@@ -105,6 +123,32 @@ def running_over_time(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def series_over_time(series: pd.DataFrame) -> Figure:
+    """Draw waiting and running requests, KV cache in use and tokens/s, one below the other.
+
+    `series` is what `moesim.serving.series.time_series` returns; a column it lacks is left out.
+    """
+    shown = {name: panel for name, panel in PANELS.items() if name in series}
+    figure = make_subplots(
+        rows=len(shown),
+        shared_xaxes=True,
+        vertical_spacing=0.07,
+        subplot_titles=[f"{title} [{unit}]" for title, unit, _ in shown.values()],
+    )
+    for row, (name, (_, unit, scale)) in enumerate(shown.items(), start=1):
+        figure.add_scatter(
+            x=series["time_s"],
+            y=scale * series[name],
+            row=row,
+            col=1,
+            line={"color": PREDICTED, "shape": "hv", "width": 1.5},
+            fill="tozeroy",
+            fillcolor=SHADE,
+            hovertemplate=f"%{{y:.3g}} {unit} at %{{x:.4g}} s<extra></extra>",
+        )
+    return _laid_out(figure, len(shown))
+
+
 def errors(comparison: pd.DataFrame) -> Figure:
     """Draw each figure's prediction error beside what two real runs differ by.
 
@@ -129,6 +173,58 @@ def errors(comparison: pd.DataFrame) -> Figure:
     figure.update_xaxes(range=[-reach, reach], zeroline=True, zerolinecolor=INK, ticksuffix=" %")
     figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
     return figure.update_layout(height=150 + 24 * len(names))
+
+
+def _laid_out(figure: Figure, rows: int) -> Figure:
+    """Give panels the looks of the other charts."""
+    look = _figure("Over time", "", "").layout
+    axis = {"gridcolor": FAINT, "linecolor": INK, "ticks": "outside", "rangemode": "tozero"}
+    figure.update_layout(
+        title=look.title,
+        title_font=look.title.font,
+        template="none",
+        font=look.font,
+        height=90 + 130 * rows,
+        margin={"l": 60, "r": 20, "t": 60, "b": 50},
+        showlegend=False,
+        hovermode="x",
+    )
+    figure.update_annotations(x=0, xanchor="left", font={"size": 12})
+    figure.update_xaxes(**axis, zeroline=False)
+    figure.update_xaxes(title="Time [s]", row=rows)
+    return figure.update_yaxes(**axis, zeroline=False, nticks=4)
+
+
+def _mark_estimates(
+    figure: Figure, group: Group, metric: str, per_second: float, colour: str
+) -> None:
+    """Mark the percentiles' medians over replications, with their intervals."""
+    marks = [
+        (int(name[1:]), value * per_second, *(end * per_second for end in interval))
+        for name in MARKED
+        if (value := group.value(metric, name)) is not None
+        and (interval := group.interval(metric, name)) is not None
+    ]
+    if not marks:
+        return
+    share, middle, low, high = np.array(marks).T
+    figure.add_scatter(
+        x=middle,
+        y=share,
+        mode="markers",
+        marker={"color": colour, "size": 6},
+        error_x={
+            "array": high - middle,
+            "arrayminus": middle - low,
+            "symmetric": False,
+            "thickness": 1,
+            "width": 3,
+        },
+        customdata=np.stack([low, high], axis=1),
+        hovertemplate="%{y:.0f} %: %{x:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}]"
+        "<extra>median [low, high]</extra>",
+        showlegend=False,
+    )
 
 
 def _add_spread(figure: Figure, rows: pd.DataFrame) -> None:

@@ -16,8 +16,8 @@ from moesim.views.wording import (
     figure_name,
     in_units,
     percent,
-    rounded,
     time_unit,
+    written,
 )
 
 COMPARISON_HEADINGS = ("Figure", "Measured", "Predicted", "Error", "Spread", "Verdict")
@@ -89,7 +89,7 @@ def estimate(value: float | None, interval: Interval | None, scale: float = 1) -
     """Write a figure and its interval in some unit: `46.4` and `[38.4, 49.2]`."""
     if value is None or value != value:
         return MISSING, ""
-    return rounded(value * scale), bracketed(interval, scale)
+    return written(value * scale), bracketed(interval, scale)
 
 
 def comparison_rows(comparison: pd.DataFrame) -> list[tuple[str, ...]]:

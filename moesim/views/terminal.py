@@ -65,8 +65,9 @@ def show_metrics(metrics: Mapping[str, Any], elapsed_s: float) -> None:
     width = max(NARROW_COLUMNS, console.width)
     console.width = width
     console.print(printable(metrics["scenario"]), style="bold", markup=False)
-    console.print(_latencies(groups, _statistics(metrics, width), width), "")
-    console.print(_rates(groups, width), "")
+    intervals = bool(metrics.get("intervals"))
+    console.print(_latencies(groups, _statistics(width, intervals=intervals), width), "")
+    console.print(_rates(groups, _rates_shown(width, intervals=intervals), width), "")
     for line in _lines(groups, metrics):
         console.print(line, markup=False, soft_wrap=True)
     console.print(verdict(metrics), style=STYLES.get(metrics["steady"]["kind"]), soft_wrap=True)
@@ -88,11 +89,16 @@ def show_comparison(comparison: pd.DataFrame) -> None:
     console.print(headline(comparison))
 
 
-def _statistics(metrics: Mapping[str, Any], width: int) -> tuple[str, ...]:
+def _statistics(width: int, *, intervals: bool) -> tuple[str, ...]:
     """Return as many statistics as fit."""
-    if not metrics.get("intervals"):
+    if not intervals:
         return STATISTICS
     return WIDE if width >= WIDE_COLUMNS else NARROW
+
+
+def _rates_shown(width: int, *, intervals: bool) -> list[str]:
+    """Return as many rates as fit; requests/s is the one that is known best beforehand."""
+    return list(RATES)[1:] if intervals and width < WIDE_COLUMNS else list(RATES)
 
 
 def _latencies(groups: list[Group], statistics: Sequence[str], width: int) -> Table:
@@ -115,12 +121,13 @@ def _label(metric: str) -> str:
     return label if label.isupper() else label.lower()
 
 
-def _rates(groups: list[Group], width: int) -> Table:
+def _rates(groups: list[Group], columns: list[str], width: int) -> Table:
+    shown = [RATES[column] for column in columns]
     rows = [
-        [estimate(group.value(name), group.interval(name), by) for name, by in RATES.values()]
+        [estimate(group.value(name), group.interval(name), by) for name, by in shown]
         for group in groups
     ]
-    return _table(list(RATES), [Text(printable(group.name)) for group in groups], rows, width)
+    return _table(columns, [Text(printable(group.name)) for group in groups], rows, width)
 
 
 def _table(columns: Sequence[str], labels: list[Text], rows: list[list[Cell]], width: int) -> Table:
@@ -131,7 +138,9 @@ def _table(columns: Sequence[str], labels: list[Text], rows: list[list[Cell]], w
         pad_edge=False,
     )
     aligned = [_aligned(cells) for cells in zip(*rows, strict=True)]
-    room = width - sum(GAP + max(len(c), len(cells[0])) for c, cells in zip(columns, aligned))
+    room = width - sum(
+        GAP + max(len(c), len(cells[0])) for c, cells in zip(columns, aligned, strict=True)
+    )
     # Where it is narrow names are cut, never numbers.
     table.add_column("", no_wrap=True, max_width=room, overflow="ellipsis")
     for column in columns:

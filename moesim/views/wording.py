@@ -67,9 +67,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
 
 
 def rounded(value: float) -> str:
-    """Write three significant digits; counts, and what is from a thousand on, as whole numbers."""
-    if isinstance(value, int):
-        return f"{value:,}"
+    """Write three significant digits, and whole numbers from a thousand on."""
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
@@ -85,11 +83,16 @@ def in_units(metric: str, values: Sequence[float | None]) -> list[str]:
     ]
 
 
+def written(value: float) -> str:
+    """Write a figure: counts as they are, others rounded."""
+    return f"{value:,}" if isinstance(value, int) else rounded(value)
+
+
 def bracketed(interval: Interval | None, scale: float = 1) -> str:
     """Write an interval in some unit: `[38.4, 49.2]`; nothing where there is none."""
     if interval is None:
         return ""
-    return f"[{', '.join(rounded(end * scale) for end in interval)}]"
+    return f"[{', '.join(written(end * scale) for end in interval)}]"
 
 
 def percent(share: float | None, *, signed: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from calibration.validate import Plan, validate
 from moesim.cost.profile import load_profile
 from moesim.errors import CalibrationError, ProfileError, ScenarioError
 from moesim.evidence.validation import load_validation
-from moesim.scenario import load_scenario
+from moesim.scenario import load_scenario, scenario_from
+from moesim.serving.policies import POLICIES
 from moesim.serving.records import read_records
 
 
@@ -123,3 +125,75 @@ def test_any_workload_can_be_served_by_the_profiled_checkpoint(
         validate(replace(plan, scenario=other), tmp_path, host, silent)
     here = replace(plan, scenario=other.served_here(plan.model), runs=1)
     assert not validate(here, tmp_path, host, silent).comparison.empty
+
+
+def scheduled(plan: Plan, traffic: dict[str, Any], **scheduler: Any) -> Plan:
+    """Return a plan of one run with other traffic and another scheduler, and little memory."""
+    content = plan.scenario.to_content()
+    content["tenants"]["t"] |= traffic
+    content["deployment"]["scheduler"] |= scheduler
+    content["deployment"]["kv_blocks"] = 5
+    return replace(plan, scenario=scenario_from(content), runs=1)
+
+
+BUSY = {
+    "arrivals": {"kind": "constant", "rate_per_s": 60},
+    "prompt_tokens": {"kind": "fixed", "tokens": 20},
+    "output_tokens": {"kind": "fixed", "tokens": 40},
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_policy_is_served_for_real(plan: Plan, host: Host, tmp_path: Path, policy: str) -> None:
+    """And named in the report."""
+    # Wide enough for a whole answer that has to be computed again.
+    wide = {"max_batched_tokens": 64}
+    validation = validate(scheduled(plan, BUSY, policy=policy, **wide), tmp_path, host, silent)
+    assert set(validation.measured[0]["outcome"]) == {"completed"}
+    assert validation.facts["scheduling"] == f"{policy}, fcfs, preemption by recompute"
+
+
+def test_swapping_is_served_for_real(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """The link's bandwidth is the scenario's word, and the report says so."""
+    swap = {"preemption": "swap", "swap_gib": 0.001, "swap_gb_per_s": 5.0}
+    validation = validate(scheduled(plan, BUSY, **swap), tmp_path, host, silent)
+    (measured,) = validation.measured
+    assert set(measured["outcome"]) == {"completed"}
+    assert measured["preemptions"].sum() > 0
+    assert any("5 GB/s" in note for note in validation.notes)
+
+
+def test_system_prompts_are_cached_for_real(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """After the first request its block of 16 tokens need not be computed again."""
+    traffic = {**BUSY, "shared_prefix_tokens": 16, "output_tokens": {"kind": "fixed", "tokens": 2}}
+    validation = validate(scheduled(plan, traffic, prefix_caching=True), tmp_path, host, silent)
+    cached = validation.measured[0]["cached_tokens"].tolist()
+    assert cached[0] == 0
+    assert set(cached[1:]) <= {0, 16}
+    assert cached[-1] == 16
+
+
+def test_users_are_served_for_real(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """Each asks again when it has read its answer: one request a user under way."""
+    users = {"kind": "users", "count": 3, "think_s": 0.01}
+    validation = validate(scheduled(plan, {"arrivals": users}), tmp_path, host, silent)
+    (measured,) = validation.measured
+    assert len(measured) > 3
+    assert measured["arrival_s"].is_monotonic_increasing
+    ends = [(row.arrival_s, 1) for row in measured.itertuples()]
+    ends += [(row.finish_s, -1) for row in measured.itertuples()]
+    under_way = [sum(step for _, step in sorted(ends)[: n + 1]) for n in range(len(ends))]
+    assert max(under_way) <= 3
+
+
+def test_another_scheduler_is_another_validation(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """Runs of one policy are not gone on with under another."""
+
+    def interrupt(fraction: float, doing: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate(plan, tmp_path, host, interrupt)
+    other = scheduled(plan, {}, policy="no_evict")
+    with pytest.raises(CalibrationError, match="unfinished validation of another setting"):
+        validate(other, tmp_path, host, silent)

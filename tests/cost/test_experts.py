@@ -12,16 +12,16 @@ from moesim.cost.profile import Cell
 def test_uniform_routing_has_a_closed_form() -> None:
     """Eight experts, top-2: 8 (1 - 0.75^b) at every batch size b."""
     batch = np.arange(65)
-    found = expected_distinct([[0.25] * 8], 64)
+    found = expected_distinct([[0.25] * 8], batch)
     assert found.shape == (1, 65)
     assert found[0] == pytest.approx(8 * (1 - 0.75**batch))
 
 
 def test_a_skewed_layer_hits_fewer() -> None:
     """Shares 1, 0.5, 0.5, 0: two tokens hit 1 + 0.75 + 0.75, an expert nobody wants never."""
-    found = expected_distinct([[1, 0.5, 0.5, 0], [0.5] * 4], 2)
+    found = expected_distinct([[1, 0.5, 0.5, 0], [0.5] * 4], range(3))
     assert found[:, 2] == pytest.approx([2.5, 3.0])
-    assert expected_distinct([[1, 0.5, 0.5, 0]], 500)[0, -1] == pytest.approx(3)
+    assert expected_distinct([[1, 0.5, 0.5, 0]], [500])[0, 0] == pytest.approx(3)
 
 
 def test_it_is_what_random_routing_does() -> None:
@@ -30,13 +30,13 @@ def test_it_is_what_random_routing_does() -> None:
     picks = rng.random((20_000, 6, 8)).argsort(axis=2)[:, :, :2]
     counts = np.array([len(np.unique(batch)) for batch in picks])
     error = counts.std() / np.sqrt(len(counts))
-    assert abs(counts.mean() - expected_distinct([[0.25] * 8], 6)[0, 6]) < 4 * error
+    assert abs(counts.mean() - expected_distinct([[0.25] * 8], [6])[0, 0]) < 4 * error
 
 
 @given(shares=st.lists(st.floats(0, 1), min_size=1, max_size=16), most=st.integers(1, 50))
 def test_it_rises_from_top_k_to_all(shares: list[float], most: int) -> None:
     """None for no token, the sum of shares (top-k) for one, never more than there are experts."""
-    found = expected_distinct([shares], most)[0]
+    found = expected_distinct([shares], range(most + 1))[0]
     assert found[0] == 0
     assert found[1] == pytest.approx(sum(shares))
     assert np.all(np.diff(found) >= -1e-12)

@@ -12,6 +12,7 @@ from moesim.evidence.compare import compare
 from moesim.facts.catalog import shipped
 from moesim.scenario import load_scenario
 from moesim.serving.records import write_records
+from moesim.simulation.replications import replicate
 from moesim.simulation.run import simulate
 
 APP = Path(__file__).parents[2] / "app.py"
@@ -32,10 +33,17 @@ def tile(page: AppTest, label: str) -> str:
 def test_first_sight_is_the_quickstart_answered(page: AppTest) -> None:
     assert not page.exception
     assert not page.error
-    result = simulate(load_scenario("quickstart"))
-    throughput = result.metrics()["overall"]["throughput_rps"]
+    metrics = replicate(load_scenario("quickstart")).metrics()
+    throughput = metrics["overall"]["throughput_rps"]
+    low, high = metrics["intervals"]["overall"]["throughput_rps"]
     assert tile(page, "Throughput [req/s]") == f"{throughput:.2f}"
-    assert {metric.label for metric in page.metric} >= {"TTFT p99", "TPOT p50", "Utilisation"}
+    assert [m.delta for m in page.metric][0] == f"[{low:.2f}, {high:.2f}]"
+    labels = {metric.label for metric in page.metric}
+    assert labels >= {"TTFT p99 [ms]", "TPOT p50 [ms]", "ITL p99 [ms]", "Utilisation [%]"}
+    assert [info.value for info in page.info] == [
+        "Steady from the start.",
+        *(info.value for info in page.info if "make demo" in info.value),
+    ]
     assert any("interpolated" in text.value for text in page.markdown)
 
 
@@ -112,6 +120,22 @@ def test_without_live_runs_the_page_waits_for_the_button(page: AppTest) -> None:
     page.button[0].click().run()
     assert tile(page, "Throughput [req/s]") != before
     assert not any("press Run" in info.value for info in page.info)
+
+
+def test_a_single_run_has_no_intervals(page: AppTest) -> None:
+    """Its figures are the run's own."""
+    page.number_input(key="replications").set_value(1).run()
+    assert not page.exception
+    throughput = simulate(load_scenario("quickstart")).metrics()["overall"]["throughput_rps"]
+    assert tile(page, "Throughput [req/s]") == f"{throughput:.2f}"
+    assert {metric.delta for metric in page.metric} == {""}
+
+
+def test_too_much_load_is_said_first(page: AppTest) -> None:
+    """A run above capacity is an error's colour, in the words of the verdict."""
+    page.number_input(key=RATE).set_value(60.0).run()
+    assert not page.exception
+    assert [error.value.split(":")[0] for error in page.error] == ["Above capacity"]
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-trace"])

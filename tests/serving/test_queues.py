@@ -79,7 +79,7 @@ def test_the_urgent_overtake_those_who_wait_but_not_those_who_run() -> None:
 
 
 def _crowded(*priorities: int) -> list[int]:
-    """Run as many requests of 4 + 3 tokens on as many blocks of 4; return who is preempted first."""
+    """Run requests of 4 + 3 tokens on as many blocks of 4; return who is preempted first."""
     scheduler = _scheduler(queue_of("priority"), seqs=8, blocks=len(priorities))
     for number, priority in enumerate(priorities):
         scheduler.submit(Sequence(number, 4, 3, priority=priority))
@@ -132,7 +132,7 @@ def test_weights_one_and_three() -> None:
 
 
 def test_long_answers_count_for_more() -> None:
-    """a's cost 1 + 2 x 4 = 9, b's 1 + 2 = 3: three of b's for one of a's."""
+    """Those of a cost 1 + 2 x 4 = 9, those of b 1 + 2 = 3: three for one."""
     scheduler = _scheduler(queue_of("fair"))
     _submit(scheduler, *[("a", 0)] * 2, output=4)
     _submit(scheduler, *[("b", 0)] * 6)
@@ -140,10 +140,7 @@ def test_long_answers_count_for_more() -> None:
 
 
 def test_who_comes_late_has_no_credit() -> None:
-    """a has had two served when b comes: b starts level, and they take turns.
-
-    While a's third runs, its counter is 7 (a prompt more), so b starts there.
-    """
+    """Two of a's six are served when b comes with three: b starts at 6 too, and they take turns."""
     scheduler = _scheduler(queue_of("fair"))
     _submit(scheduler, *[("a", 0)] * 6)
     assert _tenants(_served(scheduler, most=2)) == "aa"
@@ -158,17 +155,25 @@ def test_coming_back_level_with_who_left_last() -> None:
     _submit(scheduler, *[("a", 0)] * 3)
     _served(scheduler)
     _submit(scheduler, ("b", 0), ("b", 0), ("a", 0), ("a", 0))
-    assert _tenants(_served(scheduler)) == "abab"
+    assert _tenants(_served(scheduler)) == "baba"
 
 
 def test_leaving_does_not_clear_a_debt() -> None:
-    """a goes with a counter of 15 and comes back beside b, which is at 3 after one: b first."""
+    """Tenant a left at 15, b at 3 and last: b has four served before they are level again."""
     scheduler = _scheduler(queue_of("fair"))
-    _submit(scheduler, ("b", 0))
     _submit(scheduler, ("a", 0), output=7)
+    _submit(scheduler, ("b", 0))
     assert _tenants(_served(scheduler)) == "ab"
-    _submit(scheduler, *[("b", 0)] * 5, ("a", 0))
+    _submit(scheduler, ("b", 0), ("a", 0), *[("b", 0)] * 4)
     assert _tenants(_served(scheduler)) == "bbbbab"
+
+
+def test_names_do_not_matter() -> None:
+    """Level tenants are served in order of arrival, whatever they are called."""
+    for first, second in ("ab", "ba"):
+        scheduler = _scheduler(queue_of("fair"))
+        _submit(scheduler, *[(first, 0), (second, 0)] * 3)
+        assert _tenants(_served(scheduler)) == (first + second) * 3
 
 
 def test_a_prompt_computed_again_is_charged_once() -> None:
