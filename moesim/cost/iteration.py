@@ -48,6 +48,19 @@ def decoding_of(
     ]
 
 
+def padded_to(graphs: Iterable[int], count: int) -> NDArray[np.intp]:
+    """Return the size at which 0, 1, ... `count - 1` decodes run: the next captured, or their own.
+
+    >>> padded_to([1, 2, 4], 7).tolist()
+    [0, 1, 2, 4, 4, 5, 6]
+    """
+    sizes = np.array(sorted(graphs), dtype=np.intp)
+    own = np.arange(count)
+    place = np.searchsorted(sizes, own)
+    padded = np.append(sizes, 0)[place]
+    return np.where((place < len(sizes)) & (own > 0), padded, own)
+
+
 @dataclass(slots=True)
 class Asked:
     """The largest of each coordinate that was asked of a cost model; 0 if none was."""
@@ -126,15 +139,17 @@ class CostModel:
         self._decode = Fan.through(cells["attention_decode"])
         self._prefill = Sheet.through(cells["attention_prefill"])
         self._chunks: dict[tuple[int, int], float] = {}
+        self._graphs = profile.decode_graphs
         self.tables = self._laid_out(max_batched_tokens, max_num_seqs)
 
     def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
-        tokens = self._tokens_table(max_batched_tokens)
-        sequences = self._curves["host"].table(max_num_seqs)
-        emitting = self._curves["head"].table(max_num_seqs)
-        emitting += self._curves["sampling"].table(max_num_seqs)
-        emitting[0] = 0.0
         alone = min(max_num_seqs, max_batched_tokens) + 1
+        padded = padded_to(self._graphs, alone)
+        reach = max(max_num_seqs, int(padded.max()))
+        tokens = self._tokens_table(max(max_batched_tokens, reach))
+        sequences = self._curves["host"].table(max_num_seqs)
+        emitting = self._curves["head"].table(reach) + self._curves["sampling"].table(reach)
+        emitting[0] = 0.0
         intercepts, slopes = (self._layers * part for part in self._decode.table(max_num_seqs))
         intercepts[0] = slopes[0] = 0.0
         lines = list(zip(intercepts.tolist(), slopes.tolist(), strict=True))
@@ -143,7 +158,7 @@ class CostModel:
             tokens=tokens.tolist(),
             emitting=emitting.tolist(),
             lines=lines,
-            decoding=decoding_of(sequences[:alone] + tokens[:alone] + emitting[:alone], lines),
+            decoding=decoding_of(sequences[:alone] + tokens[padded] + emitting[padded], lines),
         )
 
     def _tokens_table(self, most: int) -> NDArray[np.float64]:

@@ -148,6 +148,8 @@ class Profile(_Part):
     """Router statistics."""
     operations: dict[str, list[Cell]]
     """Measured cells of each operation."""
+    decode_graphs: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Batch sizes captured as CUDA graphs: decodes alone run padded to the next of these."""
     provenance: Provenance
     """Origin."""
     verdict: Verdict

@@ -117,6 +117,7 @@ def simulate(
         logs[part.usage.replica] = part.log
         usages.append(part.usage)
         bases.append(part.basis)
+    del requests  # a million of them need not be held beside their records
     records = _in_order_of_arrival(tables)
     basis = _weakest(bases)
     return Result(

@@ -29,6 +29,15 @@ def test_profile_covers_every_operation(profile_file: Path) -> None:
     assert not profile_file.with_name(profile_file.name + ".partial").exists()
 
 
+def test_residuals_are_what_the_errors_are_of(profile_file: Path) -> None:
+    """Measured over predicted, minus 1: their inverse is what the error's median is of."""
+    verdict = load_profile(profile_file).verdict
+    assert len(verdict.iteration_residuals) == 8
+    errors = [abs(1 / (1 + residual) - 1) for residual in verdict.iteration_residuals]
+    assert np.median(errors) == pytest.approx(verdict.iteration_error_p50, abs=1e-3)
+    assert np.percentile(errors, 90) == pytest.approx(verdict.iteration_error_p90, abs=1e-3)
+
+
 def test_popularity_rows_sum_to_top_k(profile_file: Path) -> None:
     """Every token visits exactly two experts of each layer."""
     router = load_profile(profile_file).router

@@ -156,7 +156,9 @@ def test_any_policy_is_served_for_real(plan: Plan, host: Host, tmp_path: Path, p
 def test_swapping_is_served_for_real(plan: Plan, host: Host, tmp_path: Path) -> None:
     """The link's bandwidth is the scenario's word, and the report says so."""
     swap = {"preemption": "swap", "swap_gib": 0.001, "swap_gb_per_s": 5.0}
-    validation = validate(scheduled(plan, BUSY, **swap), tmp_path, host, silent)
+    # All ask at once, however fast the host: four answers of four blocks in a cache of five.
+    at_once = {**BUSY, "arrivals": {"kind": "users", "count": 4, "think_s": 0}}
+    validation = validate(scheduled(plan, at_once, **swap), tmp_path, host, silent)
     (measured,) = validation.measured
     assert set(measured["outcome"]) == {"completed"}
     assert measured["preemptions"].sum() > 0

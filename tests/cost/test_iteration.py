@@ -160,3 +160,18 @@ def test_noisy_cells_keep_iterations_rising_and_positive(
     times = _by_tokens(Profile.model_validate(content), range(1, 100))
     assert times[0] >= 0
     assert np.all(np.diff(times) >= -1e-9)
+
+
+def test_decodes_alone_are_padded_to_a_captured_graph(tiny_profile: Profile) -> None:
+    """Three decodes run in the graph of four: 4 tokens and 4 rows of logits, attention of three.
+
+    10 host + 4 embedding + 2 (8 projections + 1 router + 4 + 11.25 experts + 3 + 1.2 attention)
+    + 20 head + 4 sampling = 94.9. Beside a prompt nothing is padded.
+    """
+    graphs = tiny_profile.model_copy(update={"decode_graphs": (4, 2)})
+    cost = CostModel(graphs, max_batched_tokens=64, max_num_seqs=16)
+    assert _ms(cost, *[_chunk(1, 3)] * 3) == pytest.approx(94.9)
+    plain = CostModel(tiny_profile, max_batched_tokens=64, max_num_seqs=16)
+    mixed = (_chunk(1, 3), _chunk(1, 3), _chunk(4, 0))
+    assert _ms(cost, *mixed) == _ms(plain, *mixed)
+    assert _ms(cost, *[_chunk(1, 3)] * 5) == _ms(plain, *[_chunk(1, 3)] * 5)

@@ -1,4 +1,4 @@
-"""Which blocks a sequence lies in: as many as the scheduler counts, and what is read was written."""
+"""Where a sequence lies: in as many blocks as are counted, and what is read there was written."""
 
 from collections.abc import Iterator
 

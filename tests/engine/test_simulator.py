@@ -92,7 +92,7 @@ def thin_decoder() -> Decoder:
 def scenario_of(
     arrivals: dict[str, Any], *, kv_blocks: int | None, seqs: int = 8, **scheduler: Any
 ) -> Scenario:
-    """Return two busy seconds of two tenants, of different rank and with different system prompts."""
+    """Return two busy seconds of two tenants of different rank, each with its system prompt."""
     lengths = {"kind": "lognormal", "mean": 40, "cv": 0.6, "max": 110}
     tenant = {
         "model": "demo",

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from moesim.cost.profile import Profile, load_profile
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario, load_scenario, scenario_from
 from moesim.serving.iterations import Iterations
@@ -28,9 +29,13 @@ Content = Callable[[], dict[str, Any]]
 arrivals = st.integers(0, 60).map(lambda number: number * pi / 100)
 
 
-def _same(scenario: Scenario, seed: int = 0) -> pd.DataFrame:
+def _same(
+    scenario: Scenario, seed: int = 0, profiles: dict[str, Profile] | None = None
+) -> pd.DataFrame:
     """Demand the same records, use of replicas and basis both ways; return the records."""
-    jumped, stepped = (simulate(scenario, seed=seed, stepwise=way) for way in (False, True))
+    jumped, stepped = (
+        simulate(scenario, profiles, seed, stepwise=stepwise) for stepwise in (False, True)
+    )
     # An absolute bound: times of a long run must not be allowed more.
     pd.testing.assert_frame_equal(jumped.records, stepped.records, rtol=0, atol=1e-9)
     for replica, log in jumped.logs.items():
@@ -233,6 +238,17 @@ def test_every_policy_under_load(policy: str, order: str, extra: dict[str, Any])
     records = _same(scenario)
     assert bool(records["preemptions"].sum()) == POLICIES[policy].preempts
     assert bool(records["cached_tokens"].sum()) == bool(extra)
+
+
+@pytest.mark.parametrize("blocks", [60, 4000])
+def test_captured_graphs(blocks: int) -> None:
+    """Decodes padded to the next captured size, in sums and under pressure."""
+    profile = load_profile("demo-cpu").model_copy(update={"decode_graphs": (1, 2, 4, 8)})
+    scenario = scenario_of(
+        15.0, 2.0, lengths(80, 1.0, 300), lengths(40, 0.8, 150), {"kv_blocks": blocks}
+    )
+    padded = _same(scenario, profiles={"demo": profile})
+    assert padded["finish_s"].max() > _same(scenario)["finish_s"].max()
 
 
 @pytest.mark.parametrize("policy", PREEMPTING)
