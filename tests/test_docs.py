@@ -19,12 +19,14 @@ WHOLE, *CHANGES = re.findall(r"```yaml\n(.*?)```", SCHEDULING, flags=re.DOTALL)
 
 
 def _merged(whole: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Put a change into a scenario, key by key; a distribution of another kind replaces one."""
+    """Put a change into a scenario, key by key; what has a kind of its own replaces the old."""
     merged = dict(whole)
     for key, value in change.items():
         old = whole.get(key)
-        nested = isinstance(value, dict) and isinstance(old, dict) and "kind" not in value
-        merged[key] = _merged(old, value) if nested and old else value
+        if isinstance(old, dict) and isinstance(value, dict) and "kind" not in value:
+            merged[key] = _merged(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -45,10 +45,7 @@ class Blocks:
 
         One that enters begins with the kept blocks that it was let in with.
         """
-        held = self._held.setdefault(sequence.request_id, _Held())
-        if not held.ids:
-            held.shared = sequence.shared
-            held.ids.extend(self.named[name] for name in sequence.prefix[: sequence.shared])
+        held = self._held.get(sequence.request_id) or self._let_in(sequence)
         while len(held.ids) < sequence.blocks:
             held.ids.append(self.free.pop())
         return held.ids
@@ -72,6 +69,8 @@ class Blocks:
         for them.
         """
         held = self._held[sequence.request_id]
+        if held.shared == len(sequence.prefix):
+            return
         full = min(len(sequence.prefix), sequence.computed // self._block_size)
         for place in range(held.shared, full):
             own = held.ids[place]
@@ -79,8 +78,13 @@ class Blocks:
             if kept != own:
                 held.ids[place] = kept
                 self.free.append(own)
-        held.shared = max(held.shared, full)
+        held.shared = full
 
     def forget(self, names: Iterable[int]) -> None:
         """Free the named blocks whose room is needed; nobody uses them any more."""
         self.free.extend(self.named.pop(name) for name in names)
+
+    def _let_in(self, sequence: Sequence) -> _Held:
+        kept = [self.named[name] for name in sequence.prefix[: sequence.shared]]
+        held = self._held[sequence.request_id] = _Held(kept, sequence.shared)
+        return held

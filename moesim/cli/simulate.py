@@ -152,4 +152,6 @@ def _progress() -> Iterator["Progress"]:
     try:
         yield tell
     finally:
-        bar.stop()
+        # Stopped without having started it would print an empty line.
+        if bar.live.is_started:
+            bar.stop()

@@ -153,10 +153,11 @@ class Scheduler:
             self.free_swap_blocks += sequence.blocks
             sequence.blocks, sequence.swapped = 0, False
 
-    def admits(self, free_blocks: int) -> bool:
-        """Whether the queue's head would enter beside the running sequences, all decoding.
+    def may_admit(self, free_blocks: int) -> bool:
+        """Whether the queue's head may enter beside the running sequences while all decode.
 
-        `free_blocks` are those that the head would find.
+        `free_blocks` are those that the head would find. Decodes that take blocks may evict some
+        that the head would share, so that it needs fewer at once: any part of them may be left.
         """
         policy, running = self.limits.policy, len(self.running)
         if not self.waiting or running >= self.limits.max_num_seqs:
@@ -165,8 +166,16 @@ class Scheduler:
             return False
         head = self.waiting.head()
         beside = running if policy.mixed or head.swapped else 0
-        opening = self._opening(head, self.limits.max_batched_tokens - beside)
-        return opening is not None and self._missing(head, *opening) <= free_blocks
+        budget = self.limits.max_batched_tokens - beside
+        unused = 0
+        for shared in range(self._shared(head) + 1):
+            unused += self.cache.unused(head.prefix[shared - 1 : shared]) if shared else 0
+            opening = self._opening(head, budget, shared)
+            if opening is None:
+                continue
+            if self._blocks_to_enter(head, *opening) - shared + unused <= free_blocks:
+                return True
+        return False
 
     def _continue_running(self, batch: Batch, budget: int) -> int:
         """Give each running sequence its next tokens; return what is left of the budget."""
@@ -218,7 +227,7 @@ class Scheduler:
             return
         while self.waiting and budget and len(self.running) < limits.max_num_seqs:
             sequence = self.waiting.head()
-            opening = self._opening(sequence, budget)
+            opening = self._opening(sequence, budget, self._shared(sequence))
             if opening is None or (swapped_only and not sequence.swapped):
                 return
             if not policy.mixed and sequence.swapped and not swapped_only:
@@ -228,17 +237,18 @@ class Scheduler:
             batch.chunks.append(Chunk(sequence, opening[1], sequence.computed))
             budget -= opening[1]
 
-    def _opening(self, sequence: Sequence, budget: int) -> tuple[int, int] | None:
+    def _shared(self, sequence: Sequence) -> int:
+        """Return how many kept blocks a sequence would share if it entered now."""
+        if not sequence.prefix or sequence.swapped:
+            return 0
+        # At least one token has to pass through the model, or there would be no logits.
+        most = (sequence.known - 1) // self.cache.block_size
+        return self.cache.match(sequence.prefix[:most])
+
+    def _opening(self, sequence: Sequence, budget: int, shared: int) -> tuple[int, int] | None:
         """Return the shared blocks and the new tokens with which a sequence would enter."""
-        if budget < 1:
-            return None
-        shared = 0
-        if sequence.prefix and not sequence.swapped:
-            # At least one token has to pass through the model, or there would be no logits.
-            most = (sequence.known - 1) // self.cache.block_size
-            shared = self.cache.match(sequence.prefix[:most])
         pending = sequence.pending - shared * self.cache.block_size
-        if pending > budget and not self.limits.policy.chunked:
+        if budget < 1 or (pending > budget and not self.limits.policy.chunked):
             return None
         return shared, min(pending, budget)
 
@@ -247,11 +257,6 @@ class Scheduler:
         if self.limits.policy.preempts:
             return self.cache.blocks_for(cached + new_tokens)
         return self.cache.blocks_for(sequence.prompt_tokens + sequence.output_tokens - 1)
-
-    def _missing(self, sequence: Sequence, shared: int, new_tokens: int) -> int:
-        """Return how many free blocks a sequence needs to enter."""
-        revived = self.cache.unused(sequence.prefix[:shared])
-        return self._blocks_to_enter(sequence, shared, new_tokens) - shared + revived
 
     def _enter(self, sequence: Sequence, shared: int, new_tokens: int, batch: Batch) -> bool:
         """Take the blocks with which a sequence enters; False if too few are free."""

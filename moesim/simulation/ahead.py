@@ -9,7 +9,8 @@ context, so k iterations of n sequences last
     k * base + slope * n * k * (k - 1) / 2
 
 Blocks need no counting as long as all that the running sequences could ever need fits the cache.
-When it does not, the replica goes on under pressure (`moesim.simulation.pressure`).
+When it does not, the replica goes on under pressure (`moesim.simulation.pressure`), unless its
+policy promises every sequence its blocks: then nobody enters until somebody finishes.
 
 The rules are those of `moesim.serving.scheduling`: a property test demands the records of stepping
 through every iteration with it.
@@ -73,7 +74,8 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
     heapify(heap)
     finishing = heap[0] >> SHIFT if heap else 0  # the iteration at whose end the next one finishes
     most_decodes, most_singles, most_attended = decodes, 0, 0
-    pressed = False
+    pressed = blocked = False
+    chunked, promises = limits.policy.chunked, not limits.policy.preempts
     # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context
     rows: list[float] = []
     log = rows.extend
@@ -83,7 +85,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
         while arrival <= now:
             arrived += 1
             arrival = arrival_s[arrived]
-        if admitted == arrived or decodes >= most_sequences:
+        if admitted == arrived or decodes >= most_sequences or blocked:
             if not decodes:
                 if arrived == count:
                     break
@@ -97,7 +99,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             half = slope * decodes / 2
             shifted = base - half
             end = now + jumped * (shifted + half * jumped)
-            if arrival < end and decodes < most_sequences:
+            if arrival < end and decodes < most_sequences and not blocked:
                 # `iterations_until`, written out
                 until = arrival - now
                 if half:
@@ -123,6 +125,10 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             # The commonest mixed iteration: every decode, and one whole prompt.
             held += need[admitted]
             if held > blocks:
+                if promises:
+                    held -= need[admitted]
+                    blocked = True
+                    continue
                 pressed = True
                 break
             tokens = decodes + new
@@ -162,9 +168,12 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             duration = 0.0
             while left and request < arrived and sequences < most_sequences:
                 if not chunk_done:
+                    if not chunked and prompt[request] > left:
+                        break
                     held += need[request]
                     if held > blocks:
-                        pressed = True
+                        pressed = not promises
+                        held -= need[request]
                         break
                     scheduled_s[request] = now
                 sequences += 1
@@ -186,6 +195,9 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                     chunk_done = 0
             if pressed:
                 break
+            if sequences == decodes:
+                blocked = True  # until somebody finishes
+                continue
             tokens = most_tokens - left
             log((now, -tokens, decodes, context + done))
             if singles > decodes:
@@ -225,6 +237,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             decodes -= 1
             context -= prompt[request] + output[request] - 1
             held -= need[request]
+            blocked = False
             finishing = heap[0] >> SHIFT if heap else 0
 
     runs, duration_s = _runs(rows, now, cost.tables)
@@ -233,7 +246,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
         tokens=int(tokens_each.max(initial=0.0)),
         sequences=max(peak, most_decodes),
         emitting=most_decodes,
-        decodes=max(most_decodes, most_singles),
+        decodes=max(int(running.max(initial=0.0)), most_singles),
         context=max(int((cached + running * iterations).max(initial=0.0)), most_attended),
     )
     course.now_s, course.admitted = now, admitted + (done > 0)

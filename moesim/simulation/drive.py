@@ -103,15 +103,16 @@ class Drive:
         most = min((s.output_tokens - s.generated for s in running), default=0)
         if most < 2 or len(running) > scheduler.limits.max_batched_tokens:
             return None
-        if not all(s.decodes and s.last_token_s == now_s for s in running):
-            return None
         if self._somebody_enters():
             return None
+        for sequence in running:
+            if sequence.last_token_s != now_s or not sequence.decodes:
+                return None
         most = self._most_before_blocks_run_out(most)
         if most < 2:
             return None
         count, cost = len(running), self.replica.cost
-        context = sum(sequence.computed for sequence in running) + count
+        context = sum([sequence.computed for sequence in running]) + count
         base_s = cost.but_prefill_attention_s(count, count, count, count, context)
         return Pass(base_s, count * cost.tables.lines[count][1], most)
 
@@ -123,22 +124,28 @@ class Drive:
         if scheduler.waiting.reorders:
             return True  # service changes who is next, so ask the scheduler every time
         apart = not scheduler.limits.policy.mixed and not scheduler.waiting.head().swapped
-        growth = 0 if apart else self._growth(1)
-        return scheduler.admits(scheduler.cache.free_blocks - growth)
+        growth = 0 if apart else self._growth(self._room(), 1)
+        return scheduler.may_admit(scheduler.cache.free_blocks - growth)
 
-    def _growth(self, iterations: int) -> int:
-        """Return the blocks that the running sequences need for their next tokens."""
-        blocks_for = self.scheduler.cache.blocks_for
-        return sum(
-            max(0, blocks_for(s.computed + iterations) - s.blocks) for s in self.scheduler.running
-        )
+    def _room(self) -> list[int]:
+        """Return the tokens that each running sequence's blocks still hold."""
+        size = self.scheduler.cache.block_size
+        return [s.blocks * size - s.computed for s in self.scheduler.running]
+
+    def _growth(self, room: list[int], iterations: int) -> int:
+        """Return the blocks that sequences with so much room need for their next tokens."""
+        size = self.scheduler.cache.block_size
+        return sum([-((left - iterations) // size) for left in room if left < iterations])
 
     def _most_before_blocks_run_out(self, most: int) -> int:
         """Return how many of `most` iterations the free blocks last for."""
-        fits, beyond = 0, most + 1
+        room, free = self._room(), self.scheduler.cache.free_blocks
+        if self._growth(room, most) <= free:
+            return most
+        fits, beyond = 0, most
         while beyond - fits > 1:
             middle = (fits + beyond) // 2
-            if self._growth(middle) <= self.scheduler.cache.free_blocks:
+            if self._growth(room, middle) <= free:
                 fits = middle
             else:
                 beyond = middle

@@ -8,6 +8,9 @@ from moesim.simulation.course import Course, Stream, iterations_until
 from moesim.simulation.drive import Drive
 from moesim.simulation.replica import Replica
 
+AHEAD = 8
+"""How many requests like the next must fit before sums take over; it decides only who computes."""
+
 
 def press_on(replica: Replica, stream: Stream, course: Course, *, stay: bool = False) -> bool:
     """Run until the stream is served (True), or sums would do again (False).
@@ -35,11 +38,15 @@ def press_on(replica: Replica, stream: Stream, course: Course, *, stay: bool = F
 
 
 def _receive(drive: Drive, arrived: int) -> int:
-    """Take in who has arrived, waiting for the next if idle; return how many have by now."""
-    arrival_s, course = drive.stream.arrival_s, drive.course
+    """Take in who has arrived, waiting for the next if idle; return how many were taken in.
+
+    Where nobody overtakes, no more need to queue than may enter at once.
+    """
+    arrival_s, course, waiting = drive.stream.arrival_s, drive.course, drive.scheduler.waiting
     if drive.scheduler.idle and arrived < len(drive.stream):
         course.now_s = max(course.now_s, arrival_s[arrived])
-    while arrival_s[arrived] <= course.now_s:
+    seats = drive.scheduler.limits.max_num_seqs
+    while arrival_s[arrived] <= course.now_s and (waiting.overtakes or len(waiting) < seats):
         drive.submit(arrived)
         arrived += 1
     return arrived
@@ -56,5 +63,6 @@ def _relieved(drive: Drive) -> bool:
             return False
     need = drive.stream.blocks
     promised = sum(need[sequence.request_id] for sequence in running)
-    head = need[waiting.head().request_id] if waiting else 0
+    # Room for a few more, lest the sums hand back at once.
+    head = AHEAD * need[waiting.head().request_id] if waiting else 0
     return promised + head <= drive.scheduler.cache.num_blocks

@@ -11,7 +11,6 @@ from moesim.cost.iteration import Cost
 from moesim.requests import Request
 from moesim.serving.iterations import Iterations
 from moesim.serving.kv_cache import KvCache, PrefixCache
-from moesim.serving.policies import CHUNKED_PREFILL
 from moesim.serving.queues import queue_of
 from moesim.serving.records import COLUMNS, COMPLETED, REFUSED
 from moesim.serving.scheduling import Limits, Scheduler, refusal
@@ -68,11 +67,11 @@ class Replica:
     def in_sums(self) -> bool:
         """Whether its rules are those that running ahead has sums for.
 
-        Every decode gets its token in every iteration, prompts enter in chunks in order of arrival.
+        Every decode gets its token in every iteration, and prompts enter in order of arrival.
         """
         limits = self.limits
         return (
-            limits.policy == CHUNKED_PREFILL
+            limits.policy.mixed
             and limits.max_num_seqs < limits.max_batched_tokens
             and self.order == "fcfs"
             and not self.keeps_prefixes

@@ -51,7 +51,7 @@ MOST = 20
 FEWEST = 6
 """Runs by default of a large scenario; the range of five holds two in three."""
 
-REQUESTS = 200_000
+REQUESTS = 500_000
 """Requests by default, over all runs: a second or two where they run ahead."""
 
 
@@ -140,7 +140,7 @@ def replicate(
 def default_replications(requests: int) -> int:
     """Return how many runs to make of so many requests each.
 
-    >>> [default_replications(n) for n in (200, 20_000, 1_000_000)]
+    >>> [default_replications(n) for n in (200, 50_000, 1_000_000)]
     [20, 10, 6]
     """
     return min(MOST, max(FEWEST, REQUESTS // max(1, requests)))

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from moesim.serving.metrics import STATISTICS
-from moesim.units import format_seconds
 from moesim.views.tables import (
     Group,
     comparison_rows,
@@ -21,7 +20,7 @@ from moesim.views.tables import (
     verdict,
 )
 from moesim.views.wording import LABELS, Interval
-from moesim.views.workload_terminal import printable
+from moesim.views.workload_terminal import in_time, printable
 
 NARROW = ("p50", "p90", "p99")
 """The statistics that fit `NARROW_COLUMNS` with their intervals."""
@@ -45,7 +44,7 @@ RATES = {
 }
 """Column, its metric and the scale at which it is shown."""
 
-TROUBLES = ("refused", "preemptions")
+TROUBLES = {"refused": "refused", "preempted": "preemptions"}
 """Counts that are shown only where they are not zero."""
 
 MOST_REPLICAS = 6
@@ -158,7 +157,7 @@ def _aligned(cells: Sequence[Cell]) -> list[str]:
 
 
 def _lines(groups: list[Group], metrics: Mapping[str, Any]) -> list[str]:
-    lines = [f"{name}: {text}" for name in TROUBLES if (text := _trouble(groups, name))]
+    lines = [f"{name}: {text}" for name, key in TROUBLES.items() if (text := _trouble(groups, key))]
     if metrics.get("fairness") is not None:
         ends = (metrics.get("intervals") or {}).get("fairness")
         index = _one(metrics["fairness"], ends)
@@ -169,7 +168,7 @@ def _lines(groups: list[Group], metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _trouble(groups: list[Group], name: str) -> str:
-    """Return the tenants of which requests were refused or preempted, and how many."""
+    """Return the tenants that have any of it, and how much."""
     return ", ".join(
         f"{printable(group.name)} {_one(group.value(name), group.interval(name))}"
         for group in groups
@@ -195,7 +194,7 @@ def _utilisation(metrics: Mapping[str, Any]) -> str:
 def _size(metrics: Mapping[str, Any], elapsed_s: float) -> str:
     overall, count = metrics["overall"], metrics.get("replications", 1)
     runs = f"{count} runs" if count > 1 else "1 run"
-    said = f"{overall['requests']} requests over {format_seconds(overall['span_s'] or 0.0)}"
+    said = f"{overall['requests']} requests over {in_time(overall['span_s'] or 0.0)}"
     meaning = interval_meaning(metrics)
     return f"{said}, {runs} simulated in {elapsed_s:.2f} s" + (f"\n{meaning}" if meaning else "")
 

@@ -258,6 +258,27 @@ def test_under_prefill_priority_the_swapped_return_before_new_prompts() -> None:
     assert log == [[(0, 1, 9)], [(0, 1, 10)], [(0, 1, 11)], [(1, 1, 8)], [(2, 4, 0)]]
 
 
+def test_an_urgent_prompt_and_a_swapped_request_do_not_share_an_iteration() -> None:
+    """The second is in host memory when the first is done and a third, more urgent, has come.
+
+    The third's prompt runs alone, though there is room for both; then the second is brought back.
+    """
+    limits = Limits(
+        max_num_seqs=8,
+        max_batched_tokens=16,
+        max_model_len=99,
+        policy=POLICIES["prefill_priority"],
+        swap_blocks=8,
+    )
+    scheduler = Scheduler(limits, KvCache(num_blocks=4, block_size=4), queue_of("priority"))
+    _submit(scheduler, (4, 9), (4, 9))
+    for _ in range(9):
+        _step(scheduler)
+    assert _ids(scheduler.waiting) == [1]
+    scheduler.submit(Sequence(2, 4, 1, priority=-1))
+    assert [_chunks(_step(scheduler)) for _ in range(2)] == [[(2, 4, 0)], [(1, 1, 8)]]
+
+
 def test_a_cancelled_sequence_leaves_host_memory() -> None:
     """The second is dropped while its two blocks are there."""
     scheduler = _scheduler("chunked_prefill", (4, 9), (4, 9), blocks=4, swap_blocks=8)

@@ -1,6 +1,7 @@
 """Who is next: by arrival, by priority, and in proportion to the tenants' weights."""
 
 from collections.abc import Sequence as Row
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -66,6 +67,16 @@ def test_who_leaves_a_queue_is_gone(order: str) -> None:
     assert [sequence.request_id for sequence in _served(scheduler)] == [0, 2]
 
 
+@pytest.mark.parametrize("order", ["fcfs", "priority", "fair"])
+def test_the_preempted_return_before_those_who_came_later(order: str) -> None:
+    """Six blocks of 4, requests of 4 + 9 tokens: the third gives way, then the second."""
+    scheduler = _scheduler(queue_of(order), seqs=3, blocks=6)
+    for number in range(5):
+        scheduler.submit(Sequence(number, 4, 9))
+    order_of_end = [sequence.request_id for sequence in _served(scheduler)]
+    assert order_of_end == [0, 1, 2, 3, 4]
+
+
 # Priority.
 
 
@@ -79,7 +90,10 @@ def test_the_urgent_overtake_those_who_wait_but_not_those_who_run() -> None:
 
 
 def _crowded(*priorities: int) -> list[int]:
-    """Run requests of 4 + 3 tokens on as many blocks of 4; return who is preempted first."""
+    """Run requests of 4 + 3 tokens on as many blocks of 4; return who is preempted first.
+
+    They enter in order of priority, and at the second token each needs another block.
+    """
     scheduler = _scheduler(queue_of("priority"), seqs=8, blocks=len(priorities))
     for number, priority in enumerate(priorities):
         scheduler.submit(Sequence(number, 4, 3, priority=priority))
@@ -88,24 +102,38 @@ def _crowded(*priorities: int) -> list[int]:
 
 
 def test_the_youngest_of_the_least_urgent_gives_way() -> None:
-    """Each holds a block and needs another; whoever gives way lets somebody else have it.
-
-    With priorities 0, 2, 2, 1 the third goes first, for the first, then the second, for the last.
-    """
+    """Priorities 0, 2, 2, 1: the third goes for the first, and the second for the last."""
     assert _crowded(0, 2, 2, 1) == [2, 1]
 
 
 def test_among_equals_the_youngest_gives_way() -> None:
-    """Priorities 1, 1, 1, 1: the fourth, for the first, then the third, for the second."""
+    """Priorities 1, 1, 1, 1: the fourth goes for the first, and the third for the second."""
     assert _crowded(1, 1, 1, 1) == [3, 2]
 
 
-def test_the_least_urgent_gives_way_to_itself() -> None:
-    """Priorities 2, 0, 1: the first is looked at first, and leaves; its block goes to the second.
-
-    The third is then less urgent than the second and has nobody to take a block from but itself.
-    """
+def test_the_least_urgent_that_is_left_gives_way_itself() -> None:
+    """Priorities 2, 0, 1: the first goes for the second, and the third has nobody below it."""
     assert _crowded(2, 0, 1) == [0, 2]
+
+
+def test_a_victim_that_has_its_tokens_already_gives_them_back() -> None:
+    """Three blocks; 0 is the least urgent, but entered first. Then the budget is two tokens.
+
+    0 takes one of them; 1 needs a block, so that 0 leaves with neither; 1 and 2 have a token each.
+    """
+    scheduler = _scheduler(queue_of("priority"), seqs=8, blocks=3)
+    scheduler.submit(Sequence(0, 1, 9, priority=2))
+    scheduler.advance(scheduler.schedule())
+    scheduler.submit(Sequence(1, 4, 9))
+    scheduler.submit(Sequence(2, 1, 9))
+    scheduler.advance(scheduler.schedule())
+    scheduler.limits = replace(scheduler.limits, max_batched_tokens=2)
+    batch = scheduler.schedule()
+    assert [victim.request_id for victim in batch.preempted] == [0]
+    assert [(chunk.sequence.request_id, chunk.context) for chunk in batch.chunks] == [
+        (1, 4),
+        (2, 1),
+    ]
 
 
 def test_the_preempted_wait_in_their_old_place() -> None:
@@ -156,6 +184,16 @@ def test_coming_back_level_with_who_left_last() -> None:
     _served(scheduler)
     _submit(scheduler, ("b", 0), ("b", 0), ("a", 0), ("a", 0))
     assert _tenants(_served(scheduler)) == "baba"
+
+
+def test_a_new_tenant_starts_level_with_the_least_served() -> None:
+    """Tenant a is at 9 and b at 3 when c comes: b, which came first, then c, then a."""
+    scheduler = _scheduler(queue_of("fair"))
+    _submit(scheduler, ("a", 0), ("a", 0), output=4)
+    _submit(scheduler, ("b", 0), ("b", 0))
+    assert _tenants(_served(scheduler, most=2)) == "ab"
+    _submit(scheduler, ("c", 0))
+    assert _tenants(_served(scheduler)) == "bca"
 
 
 def test_leaving_does_not_clear_a_debt() -> None:

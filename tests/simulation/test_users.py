@@ -62,6 +62,20 @@ def test_two_users_of_one_seat_take_turns(run: Run, tiny_scenario: Content) -> N
     assert waits[:4] == pytest.approx([0, SERVICE_S, 0, 0], abs=1e-9)
 
 
+def test_who_asks_during_an_answer_joins_at_the_next_iteration(
+    run: Run, tiny_scenario: Content
+) -> None:
+    """One asks at 0.5 s; its tokens come at 0.5845, then every 40.0, 40.2 and 40.4 ms.
+
+    The other asks at 0.7 s, and its prompt enters with the fifth token, at 0.7051 s.
+    """
+    long, short = _tenant(_users(1, 0.5), output=20), _tenant(_users(1, 0.7))
+    records = run(_scenario(tiny_scenario(), long=long, short=short)).records
+    first = records[records["tenant"] == "short"].iloc[0]
+    assert first.arrival_s == pytest.approx(0.7)
+    assert first.scheduled_s == pytest.approx(0.5845 + 0.0400 + 0.0402 + 0.0404)
+
+
 def test_who_does_not_think_keeps_a_replica_busy(run: Run, tiny_scenario: Content) -> None:
     """One user without think time: from 0 to 10 s, 119 requests of 84.5 ms without a pause."""
     result = run(_scenario(tiny_scenario(), chat=_tenant(_users(1, 0.0))))

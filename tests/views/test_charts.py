@@ -9,8 +9,14 @@ import pandas as pd
 import pytest
 
 from moesim.evidence.compare import compare
-from moesim.views.charts import MOST_POINTS, errors, latency_cdf, running_over_time
-from moesim.views.tables import comparison_rows
+from moesim.views.charts import (
+    MOST_POINTS,
+    errors,
+    latency_cdf,
+    running_over_time,
+    series_over_time,
+)
+from moesim.views.tables import Group, comparison_rows
 
 
 def test_cdf_reaches_each_share_at_its_latency(records: pd.DataFrame) -> None:
@@ -49,6 +55,47 @@ def test_targets_are_lines_named_when_they_differ(records: pd.DataFrame) -> None
     assert texts({"chat": 2.0, "code": 2.0}) == ["target"]
     assert texts({"chat": 2.0, "code": 1.0}) == ["chat", "code"]
     assert texts({"chat": None, "code": 1000.0}) == []
+
+
+def test_medians_are_marked_with_their_intervals(records: pd.DataFrame) -> None:
+    """At the percentile's height, bars from low to high; what has no interval is not marked."""
+    group = Group(
+        name="chat",
+        figures={"ttft_s": {"p50": 0.02, "p99": 0.03}},
+        intervals={"ttft_s": {"p50": [0.01, 0.05]}},
+    )
+    quick = records.assign(first_token_s=records["arrival_s"] + 0.1)
+    figure = latency_cdf({"predicted": quick}, "ttft_s", estimates={"predicted": group})
+    curve, mark = figure.data
+    assert (list(mark.x), list(mark.y)) == ([pytest.approx(20)], [50])
+    assert list(mark.error_x.array) == [pytest.approx(30)]
+    assert list(mark.error_x.arrayminus) == [pytest.approx(10)]
+    assert mark.marker.color == curve.line.color
+    plain = latency_cdf({"predicted": quick}, "tpot_s", estimates={"predicted": group})
+    assert len(plain.data) == 1
+
+
+def test_a_series_has_a_panel_a_column() -> None:
+    """Each with its unit; shares in percent; without a capacity there is no share."""
+    series = pd.DataFrame(
+        {
+            "time_s": [0.0, 1.0],
+            "queued": [0.0, 2.0],
+            "running": [1.0, 1.0],
+            "kv_use": [0.5, 0.25],
+            "tokens_per_s": [10.0, 20.0],
+        }
+    )
+    figure = series_over_time(series)
+    assert [list(panel.y) for panel in figure.data] == [[0, 2], [1, 1], [50, 25], [10, 20]]
+    assert [note.text for note in figure.layout.annotations] == [
+        "Waiting [requests]",
+        "Running [requests]",
+        "KV cache in use [%]",
+        "Generated [tokens/s]",
+    ]
+    assert figure.layout.xaxis4.title.text == "Time [s]"
+    assert len(series_over_time(series.drop(columns="kv_use")).data) == 3
 
 
 def test_running_counts_arrivals_less_finishes_without_the_refused(records: pd.DataFrame) -> None:

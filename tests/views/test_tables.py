@@ -1,15 +1,19 @@
 """Tables: human units, one unit a row, and a headline that says how good the prediction was."""
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
 from moesim.evidence.compare import compare
-from moesim.serving.metrics import summarise
+from moesim.serving.metrics import STATISTICS, summarise
 from moesim.views.tables import (
     COMPARISON_HEADINGS,
     PERCENTILE_HEADINGS,
     comparison_rows,
+    estimate,
     headline,
+    interval_meaning,
     percentile_rows,
 )
 from moesim.views.wording import in_units, percent, rounded
@@ -44,6 +48,55 @@ def test_several_tenants_are_followed_by_everyone(records: pd.DataFrame) -> None
     two = pd.concat([records, records.assign(tenant="code")])
     names = [row[0] for row in percentile_rows(summarise(two))]
     assert names == ["chat"] * 3 + ["code"] * 3 + ["all tenants"] * 3
+
+
+def _estimated(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Give every latency of the tenant chat the same interval."""
+    latencies = {name: {key: [0.5, 20] for key in STATISTICS} for name in ("ttft_s", "tpot_s")}
+    return metrics | {
+        "replications": 20,
+        "varied": "profile",
+        "coverage": 0.9,
+        "intervals": {"tenants": {"chat": latencies}, "overall": {}},
+    }
+
+
+def test_a_cell_has_its_interval_in_the_row_s_unit(records: pd.DataFrame) -> None:
+    """Of TTFT 1, 2 and 3 s the median is 2 s; a figure without interval stands alone."""
+    rows = percentile_rows(_estimated(summarise(records)))
+    assert rows[0][:4] == ("chat", "TTFT", *["2.00 [0.500, 20.0] s"] * 2)
+    assert rows[-1][:3] == ("chat", "Turnaround", "3.00 s")
+
+
+def test_gaps_between_tokens_stand_beside_their_means(records: pd.DataFrame) -> None:
+    """Where there is a log to know them from."""
+    known = summarise(records)
+    known["tenants"]["chat"]["itl_s"] = dict.fromkeys(STATISTICS, 0.1)
+    assert [row[1] for row in percentile_rows(known)] == ["TTFT", "TPOT", "ITL", "Turnaround"]
+
+
+def test_what_an_interval_means_is_said_only_where_there_is_one(records: pd.DataFrame) -> None:
+    assert interval_meaning(summarise(records)) == ""
+    assert interval_meaning(_estimated(summarise(records))) == (
+        "median [low, high] over 19 runs, profile redrawn: 90 % of single runs fall inside"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "scale", "shown"),
+    [
+        (0.5, [0.25, 1.0], 100, ("50.0", "[25.0, 100]")),
+        (1200, [0, 3000], 1, ("1,200", "[0, 3,000]")),
+        (2.0, None, 1, ("2.00", "")),
+        (None, None, 1, ("–", "")),
+        (float("nan"), [1.0, 2.0], 1, ("–", "")),
+    ],
+)
+def test_an_estimate_in_words(
+    value: float | None, interval: list[float] | None, scale: float, shown: tuple[str, str]
+) -> None:
+    """Counts are whole, other numbers have three digits."""
+    assert estimate(value, interval, scale) == shown
 
 
 @pytest.mark.parametrize(

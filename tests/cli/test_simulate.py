@@ -1,0 +1,87 @@
+"""`moesim simulate` as a person runs it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from moesim.cli import app
+from moesim.serving.series import COLUMNS
+
+
+def _simulate(*words: object) -> Result:
+    return CliRunner().invoke(app, ["simulate", "quickstart", *map(str, words)])
+
+
+def test_json_carries_medians_and_intervals() -> None:
+    """The same places, numbers in one and pairs in the other."""
+    metrics = json.loads(_simulate("--json").stdout)
+    low, high = metrics["intervals"]["tenants"]["chat"]["itl_s"]["p99"]
+    assert low < metrics["tenants"]["chat"]["itl_s"]["p99"] < high
+    assert (metrics["replications"], metrics["coverage"]) == (20, 0.9)
+
+
+def test_one_replication_is_a_single_run() -> None:
+    """Nothing in brackets."""
+    done = _simulate("--replications", 1)
+    assert "[" not in done.stdout.replace("[ms]", "").replace("[s]", "").replace("[%]", "")
+    assert "1 run simulated" in done.stdout
+    assert "p95" in done.stdout
+
+
+def test_files_are_written_and_named(tmp_path: Path) -> None:
+    """Metrics with intervals, a timeline of events, a series of rows."""
+    done = _simulate(
+        "--out", tmp_path, "--timeline", tmp_path / "t.json", "--series", tmp_path / "s.csv"
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert done.stdout.count(" written to ") == 3
+    assert json.loads((tmp_path / "metrics.json").read_text())["intervals"]
+    assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    series = pd.read_csv(tmp_path / "s.csv")
+    assert list(series) == [*COLUMNS, "kv_use"]
+    assert 0 < series["kv_use"].max() < 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "metrics.json", "records.parquet", "s.csv", "scenario.yaml", "t.json",
+    }  # fmt: skip
+
+
+def test_json_on_stdout_is_json_alone(tmp_path: Path) -> None:
+    """What was written is not said there."""
+    done = _simulate("--json", "--series", tmp_path / "s.csv")
+    assert json.loads(done.stdout)["scenario"] == "quickstart"
+
+
+def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
+    """Whole, and nothing is left beside it."""
+    path = tmp_path / "t.json"
+    path.write_text("old")
+    assert _simulate("--timeline", path).exit_code == 0
+    assert json.loads(path.read_text())["displayTimeUnit"] == "ms"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("count", [0, -1, 2])
+def test_counts_that_make_no_sense_are_one_line(count: int) -> None:
+    done = _simulate("--replications", count)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: replications: {count}: give 1 for")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_count_is_a_number() -> None:
+    done = _simulate("--replications", "abc")
+    assert done.exit_code == 2
+    assert "--replications" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--timeline", "--series"])
+def test_where_nothing_can_be_written_is_one_line(option: str, tmp_path: Path) -> None:
+    """Beneath a file there is no folder."""
+    (tmp_path / "file").write_text("")
+    done = _simulate(option, tmp_path / "file" / "x")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1

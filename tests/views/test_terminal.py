@@ -1,0 +1,109 @@
+"""A run on the terminal: what fits, what is said, and names made harmless."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from moesim.scenario import scenario_from
+from moesim.simulation.replications import replicate
+from moesim.views.terminal import show_metrics
+
+Show = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def metrics(tiny_scenario: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of two tenants with intervals, far above capacity."""
+    content = tiny_scenario() | {"duration_s": 100.0}
+    chat = content["tenants"]["chat"] | {"arrivals": {"kind": "poisson", "rate_per_s": 6.0}}
+    content["tenants"] = {"chat": chat, "[b]\x1b[31m a long and hostile name, indeed": chat}
+    return replicate(scenario_from(content), replications=6).metrics()
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Show metrics on a terminal of some width and return its lines."""
+
+    def lines(metrics: dict[str, Any], width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        show_metrics(metrics, 1.5)
+        return capsys.readouterr().out.splitlines()
+
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (80, ["p50 p90 p99", "tokens/s goodput/s in SLO [%]"]),
+        (100, ["mean p50 p90 p99", "requests/s tokens/s goodput/s in SLO [%]"]),
+    ],
+)
+def test_tables_fit_the_terminal(
+    metrics: dict[str, Any], show: Show, width: int, heads: list[str]
+) -> None:
+    """With as many columns as there is room for, all numbers whole."""
+    lines = show(metrics, width)
+    rules = [number for number, line in enumerate(lines) if line.startswith("─")]
+    assert [" ".join(lines[number - 1].split()) for number in rules] == heads
+    tables = lines[: [number for number, line in enumerate(lines) if not line][1]]
+    assert max(map(len, tables)) <= width
+    latencies = [line for line in tables if line.lstrip().startswith(("TTFT", "ITL"))]
+    assert len(latencies) == 6
+    assert all(line.count("]") == len(heads[0].split()) + 1 for line in latencies)
+
+
+def test_a_cell_is_the_median_and_its_interval(metrics: dict[str, Any], show: Show) -> None:
+    """In a unit that stands in front."""
+    metrics = metrics | {"tenants": {"chat": _with(metrics["overall"], 0.0123456)}}
+    metrics["intervals"] = metrics["intervals"] | {
+        "tenants": {"chat": _with(metrics["intervals"]["overall"], [0.01, 0.0987])}
+    }
+    (line,) = (line for line in show(metrics, 80) if line.startswith(" TPOT"))
+    assert line.split() == ["TPOT", "[ms]", *["12.3", "[10.0,", "98.7]"] * 3]
+
+
+def _with(figures: dict[str, Any], tpot_s: Any) -> dict[str, Any]:
+    return figures | {"tpot_s": dict.fromkeys(figures["tpot_s"], tpot_s)}
+
+
+def test_what_else_is_said(metrics: dict[str, Any], show: Show) -> None:
+    """Fairness, how the queue grows, what an interval is, and how many runs there were."""
+    text = "\n".join(show(metrics, 80))
+    for words in (
+        "fairness between tenants (Jain's index, 1 is even): ",
+        "above capacity: the queue grows by",
+        "6 runs simulated in 1.50 s",
+        "median [low, high] over 5 runs, arrivals, lengths, profile redrawn: 67 % of single runs",
+    ):
+        assert words in text
+    assert "refused" not in text
+
+
+def test_refused_requests_are_told_by_tenant(metrics: dict[str, Any], show: Show) -> None:
+    """Only of whom any was."""
+    figures = metrics["tenants"] | {"chat": metrics["tenants"]["chat"] | {"refused": 1234}}
+    (line,) = (x for x in show(metrics | {"tenants": figures}, 80) if x.startswith("refused"))
+    assert line == "refused: chat 1,234 [0, 0]"
+
+
+def test_the_share_that_agrees_is_told_unless_all_do(metrics: dict[str, Any], show: Show) -> None:
+    steady = {"kind": "steady", "sentence": "steady after 3 s"}
+    some = metrics | {"steady": steady | {"agreed": 0.8}}
+    assert "steady after 3 s (so in 80 % of the runs)" in show(some, 80)
+    assert "steady after 3 s" in show(metrics | {"steady": steady | {"agreed": 1.0}}, 80)
+
+
+def test_many_replicas_are_a_range(metrics: dict[str, Any], show: Show) -> None:
+    """Six are listed, seven are not."""
+    used = {f"m/{n}": 0.1 * n for n in range(1, 7)}
+    few, many = (metrics | {"utilisation": u} for u in (used, used | {"m/7": 0.7}))
+    assert "m/6 60.0 %" in next(x for x in show(few, 80) if x.startswith("utilisation"))
+    assert "utilisation: 7 replicas, 10 to 70 %" in show(many, 80)
+
+
+def test_names_cannot_paint_the_terminal(metrics: dict[str, Any], show: Show) -> None:
+    text = "\n".join(show(metrics, 100))
+    assert "\x1b" not in text
+    assert "[b]?[31m a long" in text
