@@ -23,7 +23,7 @@ from math import isfinite
 
 import numpy as np
 
-from moesim.cost.iteration import Asked, Tables, decoding_of
+from moesim.cost.iteration import Asked, Tables
 from moesim.errors import ProfileError
 from moesim.serving.sequences import Batch
 
@@ -80,15 +80,16 @@ class AffineCost:
 
     def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
         p = self.parameters
-        tokens = p.token_s * np.arange(max_batched_tokens + 1)
+        tokens = p.token_s * np.arange(max_batched_tokens + 1, dtype=np.float64)
         alone = min(max_num_seqs, max_batched_tokens) + 1
-        lines = [(0.0, p.context_s)] * (max_num_seqs + 1)
-        return Tables(
-            sequences=[p.fixed_s + p.mixed_s] * (max_num_seqs + 1),
-            tokens=tokens.tolist(),
-            emitting=[0.0] * (max_num_seqs + 1),
-            lines=lines,
-            decoding=decoding_of((p.fixed_s + tokens[:alone]).tolist(), lines),
+        each = np.ones(max_num_seqs + 1)
+        return Tables.of(
+            sequences=(p.fixed_s + p.mixed_s) * each,
+            tokens=tokens,
+            emitting=0.0 * each,
+            alone=p.fixed_s + tokens[:alone],
+            intercepts=0.0 * each,
+            slopes=p.context_s * each,
         )
 
     def iteration_s(self, batch: Batch) -> float:

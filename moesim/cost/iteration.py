@@ -21,14 +21,17 @@ from moesim.cost.experts import experts_curve
 from moesim.cost.profile import COORDINATES, Profile
 from moesim.serving.sequences import Batch
 
+Floats = NDArray[np.float64]
+
 
 class Tables(NamedTuple):
     """Durations laid out over whole numbers, for a loop that adds them up itself [s].
 
     `sequences`, `tokens` and `emitting` add up to a mixed iteration without attention; `lines` are
-    intercept and slope of decode attention over the summed context, by decodes. `decoding` is an
-    iteration of n decodes alone, which may run as a captured graph: its duration when nothing was
-    cached before, and the slope over what was.
+    intercept and slope of decode attention over the summed context, by decodes. The two others are
+    sums of these, as a duration when nothing was cached before and the slope over what was:
+    `decoding` of n decodes alone, which may run as a captured graph; `joined` of n decodes and one
+    whole prompt, without what depends on the tokens.
     """
 
     sequences: list[float]
@@ -36,16 +39,32 @@ class Tables(NamedTuple):
     emitting: list[float]
     lines: list[tuple[float, float]]
     decoding: list[tuple[float, float]]
+    joined: list[tuple[float, float]]
 
-
-def decoding_of(
-    alone_s: Iterable[float], lines: Iterable[tuple[float, float]]
-) -> list[tuple[float, float]]:
-    """Return the column `decoding`, from durations without attention and attention's lines."""
-    return [
-        (flat_s + intercept + slope * count, slope)
-        for count, (flat_s, (intercept, slope)) in enumerate(zip(alone_s, lines, strict=False))
-    ]
+    @classmethod
+    def of(
+        cls,
+        *,
+        sequences: Floats,
+        tokens: Floats,
+        emitting: Floats,
+        alone: Floats,
+        intercepts: Floats,
+        slopes: Floats,
+    ) -> "Tables":
+        """Lay the tables out; `alone` is n decodes alone, without attention."""
+        context = slopes * np.arange(len(slopes))
+        attention = intercepts + context
+        beside = sequences[1:] + emitting[1 : len(sequences)] + attention[:-1]
+        each = slopes.tolist()
+        return cls(
+            sequences=sequences.tolist(),
+            tokens=tokens.tolist(),
+            emitting=emitting.tolist(),
+            lines=list(zip(intercepts.tolist(), each, strict=True)),
+            decoding=list(zip((alone + attention[: len(alone)]).tolist(), each, strict=False)),
+            joined=list(zip(beside.tolist(), each, strict=False)),
+        )
 
 
 def padded_to(graphs: Iterable[int], count: int) -> NDArray[np.intp]:
@@ -152,13 +171,13 @@ class CostModel:
         emitting[0] = 0.0
         intercepts, slopes = (self._layers * part for part in self._decode.table(max_num_seqs))
         intercepts[0] = slopes[0] = 0.0
-        lines = list(zip(intercepts.tolist(), slopes.tolist(), strict=True))
-        return Tables(
-            sequences=sequences.tolist(),
-            tokens=tokens.tolist(),
-            emitting=emitting.tolist(),
-            lines=lines,
-            decoding=decoding_of(sequences[:alone] + tokens[padded] + emitting[padded], lines),
+        return Tables.of(
+            sequences=sequences,
+            tokens=tokens,
+            emitting=emitting,
+            alone=sequences[:alone] + tokens[padded] + emitting[padded],
+            intercepts=intercepts,
+            slopes=slopes,
         )
 
     def _tokens_table(self, most: int) -> NDArray[np.float64]:

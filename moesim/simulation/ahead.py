@@ -49,7 +49,8 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
         stream.first_token_s,
         stream.finish_s,
     )
-    by_sequences, by_tokens, by_emitting, lines, decoding = cost.tables
+    total = stream.total
+    by_sequences, by_tokens, by_emitting, lines, decoding, joined = cost.tables
     attention_s: dict[tuple[int, int], float] = {}  # by new and cached tokens
     whole_s: dict[int, float] = {}  # the same of whole prompts
     most_tokens, most_sequences = limits.max_batched_tokens, limits.max_num_seqs
@@ -132,25 +133,17 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                 pressed = True
                 break
             tokens = decodes + new
-            intercept, slope = lines[decodes]
+            flat, slope = joined[decodes]
             log((now, -tokens, decodes, context))
-            context += decodes
-            decodes += 1
             try:
                 duration = whole_s[new]
             except KeyError:
                 duration = whole_s[new] = cost.prefill_attention_s(new, 0)
             scheduled_s[admitted] = now
-            now += (
-                duration
-                + by_sequences[decodes]
-                + by_tokens[tokens]
-                + by_emitting[decodes]
-                + intercept
-                + slope * context
-            )
+            now += duration + flat + by_tokens[tokens] + slope * context
             iteration += 1
-            context += new
+            context += tokens
+            decodes += 1
             first_token_s[admitted] = now
             last = iteration + output[admitted] - 1
             heappush(heap, (last << SHIFT) + admitted)
@@ -235,7 +228,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             request = heappop(heap) & MASK
             finish_s[request] = now
             decodes -= 1
-            context -= prompt[request] + output[request] - 1
+            context -= total[request]
             held -= need[request]
             blocked = False
             finishing = heap[0] >> SHIFT if heap else 0

@@ -21,15 +21,16 @@ from moesim.serving.sequences import Sequence
 class Stream:
     """The requests of one replica in order of arrival, and what became of each.
 
-    `arrival_s` ends with infinity, so that there is always a next arrival. `blocks` are the KV
-    blocks that a request holds when its last token is computed. The columns `tenant` and `prefix`
-    are empty where nobody asks for them.
+    `arrival_s` ends with infinity, so that there is always a next arrival. `total` are the tokens
+    in the KV cache when a request's last one is computed, `blocks` their blocks. The columns
+    `tenant` and `prefix` are empty where nobody asks for them.
     """
 
     block_size: int
     arrival_s: list[float] = field(default_factory=lambda: [inf])
     prompt: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)
+    total: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     tenant: list[str] = field(default_factory=list)
     prefix: list[tuple[int, ...]] = field(default_factory=list)
@@ -53,13 +54,15 @@ class Stream:
         """Take the requests of a frame (`arrival_s`, `prompt_tokens`, `output_tokens`)."""
         prompt = requests["prompt_tokens"].to_numpy()
         output = requests["output_tokens"].to_numpy()
+        total = prompt + output - 1
         count = len(requests)
         return cls(
             block_size=block_size,
             arrival_s=[*requests["arrival_s"].to_numpy(dtype=np.float64).tolist(), inf],
             prompt=prompt.tolist(),
             output=output.tolist(),
-            blocks=(-(-(prompt + output - 1) // block_size)).tolist(),
+            total=total.tolist(),
+            blocks=(-(-total // block_size)).tolist(),
             tenant=requests["tenant"].tolist() if tenants else [],
             prefix=requests["prefix"].tolist() if prefixes else [],
             priorities=priorities or {},
