@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from moesim.errors import MoesimError, MoesimWarning
 
@@ -36,6 +37,9 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except MoesimError as wrong:
             _say(f"error: {wrong}")
+            raise SystemExit(2) from None
+        except TyperException as wrong:
+            _say(f"error: {wrong.format_message()}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             _say(self.interrupted)

@@ -253,8 +253,9 @@ class Scenario(_Part):
                 model[name] = self._whole(model[name])
         content["hardware"]["device"] = self._whole(content["hardware"]["device"])
         for tenant in content["tenants"].values():
-            if "path" in tenant["arrivals"]:
-                tenant["arrivals"]["path"] = self._whole(tenant["arrivals"]["path"])
+            for part in ("arrivals", "prompt_tokens", "output_tokens"):
+                if "path" in tenant[part]:
+                    tenant[part]["path"] = self._whole(tenant[part]["path"])
         return content
 
     def _whole(self, name: str) -> str:
@@ -360,7 +361,8 @@ def _explain(wrong: ValidationError, content: Any) -> str:
     field = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         siblings = [str(e["loc"][-1]) for e in errors if e["type"] == "missing"]
-        near = difflib.get_close_matches(str(location[-1]), siblings + _all_fields(), n=1)
+        others = [name for name in siblings + _all_fields() if name != location[-1]]
+        near = difflib.get_close_matches(str(location[-1]), others, n=1)
         return f"{field}: unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
     if first["type"] == "missing":
         return f"{field}: missing; add it"

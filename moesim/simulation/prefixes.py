@@ -53,6 +53,6 @@ def _ratio(requests: pd.DataFrame, block_size: int) -> int:
     if traced % block_size:
         raise ScenarioError(
             f"deployment.scheduler.prefix_caching: the trace's blocks of {traced} tokens are no "
-            f"multiple of the KV cache's {block_size}; profile with a block size that divides them"
+            f"multiple of the KV cache's {block_size}; choose prompt_tokens.scale so that they are"
         )
     return int(traced) // block_size

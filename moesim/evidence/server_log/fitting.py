@@ -1,71 +1,34 @@
-"""A server's own log: an iteration's cost fitted to its beginning, and the rest predicted from it.
+"""Fitting an iteration's cost to the beginning of a server's log.
 
-The log is what vLLM keeps of each request (its `RequestStateStats`), one JSON object a line:
+Two stretches of each request are iterations from end to end: from being scheduled to its first
+token, and from there to its last. What was in those iterations follows from simulating the log with
+every request arriving when the server scheduled it, so that no queue is in between. The duration is
+linear in the parameters, so they are the bounded least squares of measured stretches on their
+contents. New parameters shift the contents a little: a few dozen rounds are averaged.
 
-    request_id, input_toks, output_toks    what was asked
-    arrival_time                           when the front end took it in, wall clock
-    queued_ts, scheduled_ts,
-    first_token_ts, last_token_ts          what the engine did, a clock of its own
-
-`queued_ts` is no arrival: the engine looks into its mailbox between iterations only. So arrivals
-are `arrival_time`, moved onto the engine's clock by the least delay that any request shows between
-the two; TTFT and turnaround count from there, as a client's would but for that delay.
-
-**Fitting.** Two stretches of each request are iterations from end to end: from being scheduled to
-its first token, and from there to its last. What was in those iterations follows from simulating
-the log with every request arriving when the server scheduled it, so that no queue is in between.
-The duration is linear in the parameters, so they are the bounded least squares of measured
-stretches on their contents. New parameters shift the contents a little: a few dozen rounds are
-averaged.
-
-**What may be known.** Until the server schedules the first request of the rest, no request of the
-rest has touched it. The fit uses the stretches that end before that moment, nothing else.
-
-**Scheduling ahead.** vLLM composes an iteration while the one before it still runs (its
-`--async-scheduling`, the default since 0.14): a stretch to the first token begins with the
-iteration under way, and a request joins not the next iteration but the one after. The simulator's
-scheduler does not look ahead, so `predict` hands each request over later by the iteration that it
-arrives in.
+Until the server schedules the first request of the rest, no request of the rest has touched it. The
+fit uses the stretches that end before that moment, nothing else.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import inf
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moesim.cost.affine import BOUNDS, PARAMETERS, AffineCost, AffineParameters
-from moesim.errors import CalibrationError, ScenarioError
-from moesim.evidence.compare import compare
+from moesim.errors import CalibrationError
+from moesim.evidence.server_log.reading import BLOCK_SIZE, ServerLog
 from moesim.serving.kv_cache import KvCache
-from moesim.serving.metrics import LATENCIES, with_latencies
-from moesim.serving.records import COMPLETED, Record, records_frame
-from moesim.serving.scheduling import Limits, refusal
 from moesim.simulation.replica import Replica, Served
 from moesim.simulation.serve import serve
 
 Floats = NDArray[np.float64]
+
 Integers = NDArray[np.int64]
-
-BLOCK_SIZE = 16
-"""Tokens of a KV block, vLLM's default."""
-
-AHEAD_SINCE = (0, 14)
-"""vLLM schedules ahead by default since this version (its release notes)."""
-
-MOST = 2**20
-"""More tokens than this, or sequences at once, is a mistake."""
-
-LATEST_S = 1e11
-"""Clock times beyond this are in other units than seconds."""
 
 ROUNDS = 40
 """Simulations that a fit averages over."""
@@ -78,20 +41,6 @@ FINE = 1e-3
 
 CLOCK_S = 1e-9
 """Times of a simulation that are no further apart are one time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerLog:
-    """What a server did: its requests in order of arrival, counted from the first, and its limits.
-
-    `ahead` says whether it composes an iteration while the one before still runs. Of `kv_blocks`
-    there are as many as the server had, or enough for any batch of these requests.
-    """
-
-    records: pd.DataFrame
-    limits: Limits
-    kv_blocks: int
-    ahead: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,154 +62,6 @@ class Fit:
         """Parameters that the fit would have pushed further: the data do not determine them."""
         values = asdict(self.parameters)
         return [name for name in PARAMETERS if values[name] in BOUNDS[name]]
-
-
-# Reading
-
-
-class _Engine(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    max_num_seqs: int = Field(gt=0, le=MOST)
-    max_num_batched_tokens: int = Field(gt=0, le=MOST)
-    max_model_len: int | None = Field(default=None, gt=0)
-    async_scheduling: bool | None = None
-
-
-class _Meta(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    vllm_version: str = ""
-    engine_kwargs: _Engine
-
-    @property
-    def ahead(self) -> bool:
-        """Whether the engine scheduled ahead: as it was told, or as its version does."""
-        if self.engine_kwargs.async_scheduling is not None:
-            return self.engine_kwargs.async_scheduling
-        parts = self.vllm_version.split(".")[:2]
-        return (
-            len(parts) == 2
-            and all(map(str.isdecimal, parts))
-            and (tuple(map(int, parts)) >= AHEAD_SINCE)
-        )
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-    input_toks: int = Field(gt=0, le=MOST)
-    output_toks: int = Field(gt=0, le=MOST)
-    arrival_time: float = Field(ge=0, le=LATEST_S)
-    queued_ts: float = Field(ge=0, le=LATEST_S)
-    scheduled_ts: float = Field(ge=0, le=LATEST_S)
-    first_token_ts: float = Field(ge=0, le=LATEST_S)
-    last_token_ts: float = Field(ge=0, le=LATEST_S)
-
-    @property
-    def in_order(self) -> bool:
-        """Whether the engine's times follow each other."""
-        return self.queued_ts <= self.scheduled_ts <= self.first_token_ts <= self.last_token_ts
-
-
-def load_server_log(path: Path, meta: Path, kv_blocks: int | None = None) -> ServerLog:
-    """Load a log (`.jsonl` or `.jsonl.gz`) and the description of the run (JSON) beside it.
-
-    Without `kv_blocks` there are enough of them for any batch. ScenarioError names what is wrong.
-    """
-    run = _read_meta(meta)
-    records = _records(list(_rows(path)))
-    longest = int((records["prompt_tokens"] + records["output_tokens"]).max())
-    limits = Limits(
-        max_num_seqs=run.engine_kwargs.max_num_seqs,
-        max_batched_tokens=run.engine_kwargs.max_num_batched_tokens,
-        max_model_len=run.engine_kwargs.max_model_len or longest,
-    )
-    plenty = limits.max_num_seqs * -(-longest // BLOCK_SIZE)
-    log = ServerLog(records=records, limits=limits, kv_blocks=kv_blocks or plenty, ahead=run.ahead)
-    _check_limits(log, path)
-    return log
-
-
-def _check_limits(log: ServerLog, path: Path) -> None:
-    """Raise ScenarioError for a request that a server of these limits would have refused."""
-    cache = KvCache(log.kv_blocks, BLOCK_SIZE)
-    lengths = zip(log.records["prompt_tokens"], log.records["output_tokens"], strict=True)
-    for prompt, output in lengths:
-        reason = refusal(prompt, output, log.limits, cache)
-        if reason:
-            raise ScenarioError(f"{path}: {reason}, yet it was served; correct the limits")
-
-
-def _read_meta(path: Path) -> _Meta:
-    try:
-        return _Meta.model_validate(json.loads(_text(path)))
-    except ValidationError as wrong:
-        raise ScenarioError(f"{path}: {_first(wrong)}") from None
-    except (ValueError, RecursionError) as wrong:
-        raise ScenarioError(f"{path}: not a JSON description of a run ({wrong})") from None
-
-
-def _rows(path: Path) -> Iterator[_Row]:
-    empty = True
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        if line.strip():
-            empty = False
-            yield _row(line, f"{path}: line {number}")
-    if empty:
-        raise ScenarioError(f"{path}: no request in it; give a server's log, a request a line")
-
-
-def _row(line: str, where: str) -> _Row:
-    try:
-        row = _Row.model_validate_json(line)
-    except ValidationError as wrong:
-        raise ScenarioError(f"{where}: {_first(wrong)}") from None
-    if not row.in_order:
-        raise ScenarioError(
-            f"{where}: queued, scheduled, first and last token must follow each other"
-        )
-    return row
-
-
-def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-    except FileNotFoundError:
-        raise ScenarioError(f"{path}: no such file") from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as wrong:
-        raise ScenarioError(f"{path}: not readable ({wrong})") from None
-
-
-def _first(wrong: ValidationError) -> str:
-    error = wrong.errors()[0]
-    field = ".".join(map(str, error["loc"]))
-    return f"{field + ': ' if field else ''}{error['msg']}"
-
-
-def _records(rows: list[_Row]) -> pd.DataFrame:
-    """Lay the log out as a record table, times counted from the first arrival."""
-    delay_s = min(row.queued_ts - row.arrival_time for row in rows)
-    rows = sorted(rows, key=lambda row: row.arrival_time)
-    start_s = rows[0].arrival_time + delay_s
-    return records_frame(
-        Record(
-            request_id=number,
-            replica="server",
-            arrival_s=row.arrival_time + delay_s - start_s,
-            scheduled_s=row.scheduled_ts - start_s,
-            first_token_s=row.first_token_ts - start_s,
-            finish_s=row.last_token_ts - start_s,
-            prompt_tokens=row.input_toks,
-            output_tokens=row.output_toks,
-            outcome=COMPLETED,
-        )
-        for number, row in enumerate(rows)
-    )
-
-
-# Fitting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +115,7 @@ class _Stretches:
 
     def contents(self, served: Served) -> Floats:
         """Return what the same stretches of a simulation hold, (N, P)."""
-        work, records = _work(served), served.records
+        work, records = contents_of(served), served.records
         begun = work.begun(records["scheduled_s"].to_numpy())
         start = work.one_before(begun) if self.ahead else begun
         first = work.ended(records["first_token_s"].to_numpy())
@@ -333,13 +134,13 @@ def fit(log: ServerLog, requests: int) -> Fit:
     part = replace(log, records=log.records[:requests])
     stretches = _stretches(part, until_s)
     measured_s = stretches.measured_s
-    arrivals = _requests(part.records, part.records["scheduled_s"]).sort_values(
+    arrivals = asked_of(part.records, part.records["scheduled_s"]).sort_values(
         "arrival_s", kind="stable"
     )
     parameters = _start(stretches)
     contents = np.zeros((len(measured_s), len(PARAMETERS)))
     for number in range(ROUNDS):
-        served = _serve(part, parameters, arrivals)
+        served = served_by(part, parameters, arrivals)
         # Who shares an iteration with whom is touch and go: an average of rounds, late ones more.
         contents += (stretches.contents(served) - contents) * 2 / (number + 2)
         parameters, errors = _solve(contents, measured_s)
@@ -400,13 +201,13 @@ def _within(name: str, value: float) -> float:
     return float(min(max(value, least), most))
 
 
-def _requests(records: pd.DataFrame, arrival_s: pd.Series) -> pd.DataFrame:
+def asked_of(records: pd.DataFrame, arrival_s: pd.Series) -> pd.DataFrame:
     """Return what was asked of the server, as if it had arrived then."""
     asked = ["request_id", "tenant", "model", "prompt_tokens", "output_tokens"]
     return records[asked].assign(arrival_s=arrival_s)
 
 
-def _serve(log: ServerLog, parameters: AffineParameters, requests: pd.DataFrame) -> Served:
+def served_by(log: ServerLog, parameters: AffineParameters, requests: pd.DataFrame) -> Served:
     """Simulate a server of these parameters; the records are in order of request id."""
     limits = log.limits
     cost = AffineCost(
@@ -419,7 +220,7 @@ def _serve(log: ServerLog, parameters: AffineParameters, requests: pd.DataFrame)
     return replace(served, records=served.records.sort_values("request_id", ignore_index=True))
 
 
-def _work(served: Served) -> _Work:
+def contents_of(served: Served) -> _Work:
     """Write a simulation's iterations out one by one."""
     log, records = served.log, served.records
     run = np.repeat(np.arange(len(log)), log.iterations)
@@ -505,51 +306,3 @@ def _held(gram: Floats, target: Floats, least: Floats, free: NDArray[np.bool]) -
 
 def _median(errors: Floats) -> float:
     return float(np.median(np.abs(errors)))
-
-
-# Predicting
-
-
-def predict(log: ServerLog, parameters: AffineParameters) -> pd.DataFrame:
-    """Return the records of the log's requests on a server of these parameters.
-
-    Of the log only arrivals and lengths are used.
-    """
-    arrival_s = log.records["arrival_s"]
-    served = _serve(log, parameters, _requests(log.records, arrival_s))
-    if log.ahead:
-        later_s = np.maximum.accumulate(arrival_s + _under_way_s(served, arrival_s.to_numpy()))
-        served = _serve(log, parameters, _requests(log.records, pd.Series(later_s)))
-    return served.records.assign(arrival_s=arrival_s)
-
-
-def _under_way_s(served: Served, at_s: Floats) -> Floats:
-    """Return the duration of the iteration that ran before each time and on [s], 0 where none."""
-    work = _work(served)
-    number = np.maximum(np.searchsorted(work.begin_s, at_s - CLOCK_S) - 1, 0)
-    runs = (work.begin_s[number] < at_s - CLOCK_S) & (at_s < work.end_s[number])
-    return np.where(runs, work.end_s[number] - work.begin_s[number], 0.0)
-
-
-# Judging
-
-
-def judge(log: ServerLog, predicted: pd.DataFrame, requests: int) -> pd.DataFrame:
-    """Compare all but the first requests: a row per figure of `moesim.evidence.compare`.
-
-    Beside `measured`, `predicted` and its `error` stands what taking the first requests' figure for
-    the rest's would give: `persistence`, and its error `persistence_error`.
-    """
-    rest = log.records[requests:]
-    ours = compare([rest], predicted[requests:])
-    naive = compare([rest], log.records[:requests]).set_index(["metric", "statistic"])
-    naive = naive.loc[pd.MultiIndex.from_frame(ours[["metric", "statistic"]])]
-    return ours[["metric", "statistic", "measured", "predicted", "error"]].assign(
-        persistence=naive["predicted"].to_numpy(), persistence_error=naive["error"].to_numpy()
-    )
-
-
-def typical_errors(measured: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, float]:
-    """Return the median over requests of |predicted / measured - 1| by latency."""
-    seen, expected = with_latencies(measured), with_latencies(predicted)
-    return {name: float((expected[name] / seen[name] - 1).abs().median()) for name in LATENCIES}
