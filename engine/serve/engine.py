@@ -16,14 +16,17 @@ from engine.model.stopwatch import Lap, no_lap
 from engine.serve.clock import Clock, WallClock
 from engine.serve.naming import block_names
 from engine.serve.runner import Runner
-from engine.serve.sampling import Sampling
+from engine.serve.sampling import Logprob, Sampling
 from engine.serve.traffic import Traffic
 from moesim.errors import EngineError
 from moesim.serving.kv_cache import KvCache, PrefixCache
 from moesim.serving.queues import ORDERS, queue_of
 from moesim.serving.records import Ledger, Record
 from moesim.serving.scheduling import Limits, Scheduler, refusal
-from moesim.serving.sequences import Sequence
+from moesim.serving.sequences import Batch, Sequence
+
+Reader = Callable[[int, Logprob | None], bool]
+"""Told each token of an answer as it is sampled; True ends the answer with this token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,13 @@ class Engine:
     >>> # while engine.step(): pass
     """
 
-    def __init__(self, decoder: Decoder, config: EngineConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: EngineConfig,
+        clock: Clock | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
         longest = decoder.spec.max_position_embeddings
         if config.limits.max_model_len > longest:
             raise EngineError(
@@ -77,7 +86,7 @@ class Engine:
             )
         self.config = config
         self.clock: Clock = clock or WallClock()
-        self.ledger = Ledger()
+        self.ledger = Ledger() if ledger is None else ledger
         self.scheduler = config.scheduler()
         self.runner = Runner(
             decoder,
@@ -87,19 +96,32 @@ class Engine:
             swap_blocks=config.limits.swap_blocks,
         )
         self.outputs: dict[int, list[int]] = {}
+        self._readers: dict[int, Reader] = {}
 
-    def submit(self, record: Record, prompt: Row[int], names: Row[int] | None = None) -> bool:
+    def submit(
+        self,
+        record: Record,
+        prompt: Row[int],
+        names: Row[int] | None = None,
+        *,
+        sampling: Sampling | None = None,
+        reader: Reader | None = None,
+    ) -> bool:
         """Queue a request; False if it can never run, its record says why.
 
         The record's prompt and output lengths say what is wanted. `names` are the prompt's full
-        blocks by content, for prefix caching; its tokens are hashed where none are given.
+        blocks by content, for prefix caching; its tokens are hashed where none are given. Tokens
+        are chosen by `sampling` or as the engine's configuration says. A `reader` may end the
+        answer early, and the record's output then shrinks to what there is.
         """
         self.ledger.open(record)
-        reason = self._refusal(record, prompt)
+        reason = self.refusal(record, prompt)
         if reason:
             self.ledger.refuse(record.request_id, reason)
             return False
-        self.runner.add(record.request_id, prompt)
+        self.runner.add(record.request_id, prompt, sampling)
+        if reader is not None:
+            self._readers[record.request_id] = reader
         self.scheduler.submit(
             Sequence(
                 record.request_id,
@@ -110,6 +132,25 @@ class Engine:
                 prefix=self._prefix(prompt, names),
             )
         )
+        return True
+
+    def cancel(self, request_id: int) -> bool:
+        """Drop a request between two iterations and free its blocks; False if it is not here.
+
+        Its record stays unfinished and keeps the number of tokens that were generated.
+        """
+        scheduler = self.scheduler
+        for sequence in (*scheduler.running, *scheduler.waiting):
+            if sequence.request_id == request_id:
+                break
+        else:
+            return False
+        scheduler.cancel(sequence)
+        self.runner.remove(sequence)
+        self._readers.pop(request_id, None)
+        record = self.ledger.records[request_id]
+        record.output_tokens, record.preemptions = sequence.generated, sequence.preemptions
+        record.detail = "cancelled"
         return True
 
     def step(self, lap: Lap = no_lap) -> bool:
@@ -151,13 +192,30 @@ class Engine:
         self.ledger.scheduled(batch, self.clock.now())
         self.runner.run(batch, self._evicted(), lap)
         self.clock.ran(batch)
+        if self._readers:
+            self._tell(batch)
         emitted, finished = self.scheduler.advance(batch)
         self.ledger.advanced(batch, emitted, finished, self.clock.now())
         self.outputs |= self.runner.settle(batch, finished)
         lap("host")
         return finished
 
-    def _refusal(self, record: Record, prompt: Row[int]) -> str | None:
+    def _tell(self, batch: Batch) -> None:
+        """Show each new token to its reader; an answer that it ends is as long as it is now."""
+        for chunk in batch.chunks:
+            key = chunk.sequence.request_id
+            reader = self._readers.get(key) if chunk.emits else None
+            if reader is None:
+                continue
+            ends = reader(self.runner.tokens[key][-1], self.runner.logprobs.get(key))
+            generated = chunk.sequence.generated + 1
+            if ends:
+                chunk.sequence.output_tokens = generated
+                self.ledger.records[key].output_tokens = generated
+            if generated == chunk.sequence.output_tokens:
+                del self._readers[key]
+
+    def refusal(self, record: Record, prompt: Row[int]) -> str | None:
         """Say why a request can never be served, or None if it can."""
         vocabulary = self.runner.decoder.spec.vocab_size
         reason = refusal(

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Row
 
 import torch
+from torch import Tensor
 
 from engine.model.decoder import Decoder
 from engine.model.step import PagedKvCache, Segment, StepInput
 from engine.model.stopwatch import Lap, no_lap
 from engine.serve.blocks import Blocks
-from engine.serve.sampling import Sampler, Sampling
+from engine.serve.sampling import Logprob, Sampler, Sampling, Stream, logprobs_of
 from engine.serve.swapping import SwapSpace
 from moesim.serving.sequences import Batch, Chunk, Sequence
 
@@ -41,6 +42,8 @@ class Runner:
         self.blocks = Blocks(num_blocks, block_size)
         self.swap = SwapSpace(self.cache, swap_blocks)
         self.tokens: dict[int, list[int]] = {}
+        self.logprobs: dict[int, Logprob] = {}
+        self._streams: dict[int, Stream] = {}
         self._block_size = block_size
         self._sampler = Sampler(sampling, decoder.device)
 
@@ -49,15 +52,23 @@ class Runner:
         """Blocks that hold nothing of use."""
         return len(self.blocks.free)
 
-    def add(self, request_id: int, prompt: Row[int]) -> None:
-        """Take in the tokens of a prompt."""
+    def add(self, request_id: int, prompt: Row[int], sampling: Sampling | None = None) -> None:
+        """Take in the tokens of a prompt, to be answered by a rule of its own or the engine's."""
         self.tokens[request_id] = list(prompt)
+        if sampling is not None:
+            self._streams[request_id] = Stream(sampling, self.decoder.device)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that is not to be finished, wherever its blocks are."""
+        self.swap.discard(sequence.request_id)
+        self._remove(sequence)
 
     @torch.inference_mode()
     def run(self, batch: Batch, evicted: Iterable[int] = (), lap: Lap = no_lap) -> None:
         """Run one iteration; each emitting sequence gets its next token.
 
-        `evicted` names kept blocks whose room the batch needs.
+        `evicted` names kept blocks whose room the batch needs. `logprobs` are then those of this
+        iteration's tokens, by request.
         """
         self._make_room(batch, evicted)
         emitting = [chunk for chunk in batch.chunks if chunk.emits]
@@ -65,7 +76,7 @@ class Runner:
         lap("host")
         logits = self.decoder(step, self.cache, lap)  # [S, V]
         if emitting:
-            chosen = self._sampler(logits).tolist()
+            chosen = self._sample(logits, emitting)
             lap("sampling")
             for chunk, token in zip(emitting, chosen, strict=True):
                 self.tokens[chunk.sequence.request_id].append(token)
@@ -75,6 +86,17 @@ class Runner:
         for chunk in batch.chunks:
             self.blocks.share(chunk.sequence)
         return {sequence.request_id: self._remove(sequence) for sequence in finished}
+
+    def _sample(self, logits: Tensor, emitting: Row[Chunk]) -> list[int]:
+        """Choose a token for each row of logits [S, V], by its request's own rule if it has one."""
+        if not self._streams:
+            return self._sampler(logits).tolist()
+        keys = [chunk.sequence.request_id for chunk in emitting]
+        streams = [self._streams.get(key) for key in keys]
+        chosen = self._sampler(logits, streams)
+        found = logprobs_of(logits, chosen, streams)
+        self.logprobs = {keys[row]: logprob for row, logprob in found.items()}
+        return chosen.tolist()
 
     def _make_room(self, batch: Batch, evicted: Iterable[int]) -> None:
         """Free the blocks of the preempted, swapped or not, then bring others' back."""
@@ -91,6 +113,7 @@ class Runner:
     def _remove(self, sequence: Sequence) -> list[int]:
         """Forget a sequence, free its blocks, and return its answer."""
         self.blocks.take_back(sequence.request_id)
+        self._streams.pop(sequence.request_id, None)
         return self.tokens.pop(sequence.request_id)[sequence.prompt_tokens :]
 
     def _step_input(self, chunks: Iterable[Chunk]) -> StepInput:

@@ -51,5 +51,9 @@ class SwapSpace:
         self._cache.copy_in(self._ids(blocks), content)
         self._free.extend(reversed(places))
 
+    def discard(self, request_id: int) -> None:
+        """Forget a sequence's blocks, if it has any here."""
+        self._free.extend(reversed(self._places.pop(request_id, [])))
+
     def _ids(self, blocks: list[int]) -> torch.Tensor:
         return torch.tensor(blocks, dtype=torch.long, device=self._cache.keys.device)

@@ -124,7 +124,13 @@ def tenants_of(
     rate_per_s: float, cv: float, prompt: dict[str, Any], output: dict[str, Any]
 ) -> dict[str, Any]:
     """Return a bursty tenant and a steady one, of different rank."""
-    arrivals = {"kind": "gamma", "rate_per_s": rate_per_s, "cv": cv}
+    kinds = (
+        {"kind": "gamma", "rate_per_s": rate_per_s, "cv": cv},
+        {"kind": "weibull", "rate_per_s": rate_per_s, "cv": cv},
+        {"kind": "on-off", "on_rate_per_s": 2 * rate_per_s, "on_s": 0.5, "off_s": 0.5},
+        {"kind": "diurnal", "rates_per_s": [rate_per_s, 0, rate_per_s], "period_s": 2, "cv": cv},
+    )
+    arrivals = kinds[int(1000 * rate_per_s) % len(kinds)]
     return {
         "batch": {
             "model": "demo",
