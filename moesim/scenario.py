@@ -170,12 +170,16 @@ class Scheduler(_Part):
 
 
 class Dedicated(_Part):
-    """Each model on devices of its own, one replica a device, requests round robin."""
+    """Each model on devices of its own, one replica a device."""
 
     kind: Literal["dedicated"]
     """`dedicated`."""
     replicas: int = Field(default=1, gt=0, le=1024)
     """Replicas of each model."""
+    dispatcher: Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity"] = (
+        "round_robin"
+    )
+    """Which of a model's replicas a request goes to."""
     kv_blocks: int | None = Field(default=None, gt=0)
     """KV blocks of a replica; those the profiled engine allocated if not given."""
     scheduler: Scheduler = Scheduler()

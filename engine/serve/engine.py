@@ -153,6 +153,16 @@ class Engine:
         record.detail = "cancelled"
         return True
 
+    def refusal(self, record: Record, prompt: Row[int]) -> str | None:
+        """Say why a request can never be served, or None if it can."""
+        vocabulary = self.runner.decoder.spec.vocab_size
+        reason = refusal(
+            record.prompt_tokens, record.output_tokens, self.config.limits, self.scheduler.cache
+        )
+        if reason is None and not all(0 <= token < vocabulary for token in prompt):
+            reason = f"a prompt token is outside the vocabulary of {vocabulary}"
+        return reason
+
     def step(self, lap: Lap = no_lap) -> bool:
         """Run one iteration; False when there was nothing to run."""
         return self._iterate(lap) is not None
@@ -214,16 +224,6 @@ class Engine:
                 self.ledger.records[key].output_tokens = generated
             if generated == chunk.sequence.output_tokens:
                 del self._readers[key]
-
-    def refusal(self, record: Record, prompt: Row[int]) -> str | None:
-        """Say why a request can never be served, or None if it can."""
-        vocabulary = self.runner.decoder.spec.vocab_size
-        reason = refusal(
-            record.prompt_tokens, record.output_tokens, self.config.limits, self.scheduler.cache
-        )
-        if reason is None and not all(0 <= token < vocabulary for token in prompt):
-            reason = f"a prompt token is outside the vocabulary of {vocabulary}"
-        return reason
 
     def _prefix(self, prompt: Row[int], names: Row[int] | None) -> tuple[int, ...]:
         """Return the names by which a prompt shares its full blocks."""

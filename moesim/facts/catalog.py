@@ -4,12 +4,14 @@ A file that exists is taken as a path, for models a folder too; any other name i
 package `moesim.data`.
 """
 
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from moesim.errors import ScenarioError
+from moesim.facts.configs import RUNNABLE
 from moesim.facts.hardware import Device
 from moesim.facts.models import ModelSpec, read_config
 from moesim.files import read_yaml
@@ -52,9 +54,14 @@ def _is_there(path: Path, folders_too: bool) -> bool:
         return False
 
 
-def load_model(name: str, *, relative_to: Path | None = None) -> ModelSpec:
-    """Load a model's shape from a checkpoint folder, a config file or a shipped name."""
-    return read_config(locate("models", name, relative_to=relative_to))
+def load_model(
+    name: str, *, relative_to: Path | None = None, architectures: Collection[str] = RUNNABLE
+) -> ModelSpec:
+    """Load a model's shape from a checkpoint folder, a config file or a shipped name.
+
+    Of other `architectures` than those that run, the caller needs to know what to do with them.
+    """
+    return read_config(locate("models", name, relative_to=relative_to), architectures)
 
 
 def load_device(name: str, *, relative_to: Path | None = None) -> Device:

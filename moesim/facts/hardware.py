@@ -1,6 +1,12 @@
-"""What a device is: memory and the datasheet figures a planner compares with."""
+"""What a device is: memory, links and the datasheet figures a planner compares with."""
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+PCIE_BYTES_PER_S = {3: 15.754e9, 4: 31.508e9, 5: 63.015e9}
+"""What 16 lanes carry each way by generation: 8, 16 and 32 GT/s a lane, 128 of 130 bits data
+(PCI Express Base Specification) [B/s]."""
 
 
 class Device(BaseModel):
@@ -18,7 +24,22 @@ class Device(BaseModel):
     """Datasheet memory bandwidth [B/s]."""
     bf16_flop_per_s: float | None = Field(default=None, gt=0)
     """Datasheet dense bf16 rate [FLOP/s]."""
+    fp8_flop_per_s: float | None = Field(default=None, gt=0)
+    """Datasheet dense fp8 rate; none where the device has no fp8 [FLOP/s]."""
     sms: int | None = Field(default=None, gt=0)
     """Streaming multiprocessors."""
+    mig: Literal["a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb"] | None = None
+    """The MIG geometry by which the device can be divided."""
+    pcie_generation: Literal[3, 4, 5] | None = None
+    """PCI Express generation of its 16 lanes to the host."""
+    pcie_pinned_bytes_per_s: float | None = Field(default=None, gt=0)
+    """What large copies from pinned host memory typically reach; a profile measures it [B/s]."""
+    nvlink_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Datasheet NVLink bandwidth of the device, both directions added up [B/s]."""
     source: str
     """Where the figures come from."""
+
+    @property
+    def pcie_bytes_per_s(self) -> float | None:
+        """The line rate of the link to the host, each way [B/s]."""
+        return PCIE_BYTES_PER_S[self.pcie_generation] if self.pcie_generation else None

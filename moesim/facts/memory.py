@@ -1,10 +1,31 @@
-"""What fits: weights and KV blocks against a device's memory, with the arithmetic shown."""
+"""What fits: everything that sits on one slice, with the arithmetic and the way out shown.
 
-from dataclasses import dataclass
+A `MemoryDemand` says what is asked for, `plan_memory` lays it out in bytes, and `remedies` finds,
+for each thing that can be changed, the smallest change that makes it fit.
+"""
 
-from moesim.errors import CapacityError
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+from moesim.errors import CapacityError, ScenarioError
 from moesim.facts.models import ModelSpec
+from moesim.facts.precision import FORMATS, Precision
 from moesim.units import format_bytes
+
+BLOCK_TOKENS = 16
+"""Tokens of a KV block, as vLLM and our engine cut the cache."""
+
+RESERVED_SHARE = 0.1
+"""Share of a GPU's memory for the CUDA context, kernels and fragmentation; servers fill the other
+90 % (vLLM's `gpu_memory_utilization`, and our engine's own bound)."""
+
+NARROWER = ("fp8", "int4")
+"""Formats that are tried for what does not fit; int8 takes what fp8 takes."""
+
+DECIMALS = 1000
+"""Ratios and residencies in a remedy have three decimals, rounded to the side that fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +73,312 @@ def place_replica(
 
 def _blocks_over(residency: Residency, spec: ModelSpec, block_size: int) -> int:
     return -(residency.free_bytes // (block_size * spec.kv_bytes_per_token))
+
+
+def activation_bytes(
+    spec: ModelSpec, *, max_batched_tokens: int, max_num_seqs: int, value_bytes: int | None = None
+) -> int:
+    """Bound the activations of one iteration [B]: hidden states, both FFN halves, logits.
+
+    Tensors of T tokens alive at once, counted from the engine's forward pass: 6 of width H for the
+    residual stream, norms and outputs, 3 of width I for each of the k visits; logits of every
+    sequence in the format of activations (the model's dtype, unless told) and once in fp32.
+    """
+    hidden = 6 * max_batched_tokens * spec.hidden_size
+    visits = spec.num_experts_per_tok * spec.intermediate_size
+    inner = 3 * max_batched_tokens * max(visits, spec.dense_intermediate_size)
+    logits = max_num_seqs * spec.vocab_size
+    return (hidden + inner + logits) * (value_bytes or spec.dtype_bytes) + 4 * logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryDemand:
+    """What one slice is asked to hold: variants of one shape that share experts, KV cache and all.
+
+    `ratio` is the consolidation ratio: of this fraction of the expert positions one copy serves
+    every variant, the others have a copy a variant. `resident` is the fraction of expert copies on
+    the slice, shared ones first; the others wait in host memory. So do the non-expert sets beyond
+    `non_expert_sets` (none: all are resident).
+    """
+
+    spec: ModelSpec
+    slice_bytes: int
+    precision: Precision
+    kv_blocks: int
+    block_size: int = BLOCK_TOKENS
+    variants: int = 1
+    ratio: float = 0.0
+    resident: float = 1.0
+    non_expert_sets: int | None = None
+    max_batched_tokens: int = 512
+    max_num_seqs: int = 64
+    reserved_share: float = RESERVED_SHARE
+
+    def __post_init__(self) -> None:
+        for name in ("slice_bytes", "block_size", "variants", "max_batched_tokens", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise ScenarioError(f"{name}: {getattr(self, name)} must be above zero")
+        for name in ("ratio", "resident", "reserved_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ScenarioError(f"{name}: {getattr(self, name)} must be between 0 and 1")
+        if self.kv_blocks < 0:
+            raise ScenarioError(f"kv_blocks: {self.kv_blocks} must not be negative")
+        if not 1 <= self.sets <= self.variants:
+            raise ScenarioError(
+                f"non_expert_sets: {self.sets} must be between 1 and the {self.variants} variants"
+            )
+
+    @property
+    def sets(self) -> int:
+        """Non-expert sets on the slice."""
+        return self.variants if self.non_expert_sets is None else self.non_expert_sets
+
+    @property
+    def shared_positions(self) -> int:
+        """Expert positions of which one copy serves every variant; a lone variant shares none."""
+        return round(self.ratio * self.spec.expert_positions) if self.variants > 1 else 0
+
+    @property
+    def expert_copies(self) -> int:
+        """Experts on the slice and in host memory together."""
+        private = self.spec.expert_positions - self.shared_positions
+        return self.shared_positions + self.variants * private
+
+    @property
+    def resident_copies(self) -> int:
+        """Experts on the slice."""
+        return round(self.resident * self.expert_copies)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block over all layers [B]."""
+        values = self.block_size * self.spec.kv_values_per_token
+        return FORMATS[self.precision.kv].bytes_of(values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What sits on one slice, part by part, and what waits in host memory [B]."""
+
+    slice_bytes: int
+    non_expert_bytes: int
+    shared_expert_bytes: int
+    private_expert_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    reserved_bytes: int
+    host_expert_bytes: int
+    host_non_expert_bytes: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The bytes of each part on the slice, by name [B]."""
+        return {
+            "non-expert sets": self.non_expert_bytes,
+            "shared experts": self.shared_expert_bytes,
+            "private experts": self.private_expert_bytes,
+            "KV cache": self.kv_bytes,
+            "activations": self.activation_bytes,
+            "runtime": self.reserved_bytes,
+        }
+
+    @property
+    def used_bytes(self) -> int:
+        """All parts together [B]."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the slice holds all parts."""
+        return self.used_bytes <= self.slice_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What no part takes; 0 where the parts do not fit [B]."""
+        return max(0, self.slice_bytes - self.used_bytes)
+
+    @property
+    def short_by_bytes(self) -> int:
+        """What the slice lacks; 0 where the parts fit [B]."""
+        return max(0, self.used_bytes - self.slice_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """A change that makes a demand fit, as a person would say it, and the demand it makes."""
+
+    change: str
+    demand: MemoryDemand
+
+
+def plan_memory(demand: MemoryDemand) -> MemoryPlan:
+    """Lay out what a slice is asked to hold, whether it fits or not."""
+    spec, precision = demand.spec, demand.precision
+    expert_bytes = spec.expert_bytes(precision)
+    set_bytes = spec.non_expert_bytes(precision)
+    shared = min(demand.shared_positions, demand.resident_copies)
+    return MemoryPlan(
+        slice_bytes=demand.slice_bytes,
+        non_expert_bytes=demand.sets * set_bytes,
+        shared_expert_bytes=shared * expert_bytes,
+        private_expert_bytes=(demand.resident_copies - shared) * expert_bytes,
+        kv_bytes=demand.kv_blocks * demand.block_bytes,
+        activation_bytes=activation_bytes(
+            spec,
+            max_batched_tokens=demand.max_batched_tokens,
+            max_num_seqs=demand.max_num_seqs,
+            value_bytes=FORMATS[precision.plain].bytes_of(1),
+        ),
+        reserved_bytes=ceil(demand.reserved_share * demand.slice_bytes),
+        host_expert_bytes=(demand.expert_copies - demand.resident_copies) * expert_bytes,
+        host_non_expert_bytes=(demand.variants - demand.sets) * set_bytes,
+    )
+
+
+def require_fit(name: str, demand: MemoryDemand, slices: Mapping[str, int]) -> MemoryPlan:
+    """Return the plan of a demand that fits.
+
+    Raises CapacityError with needs, has and remedies where it does not; `slices` are the other
+    slices that could be taken, name to bytes.
+    """
+    plan = plan_memory(demand)
+    if not plan.fits:
+        raise CapacityError(f"{name}: {shortfall(demand, slices)}")
+    return plan
+
+
+def shortfall(demand: MemoryDemand, slices: Mapping[str, int]) -> str:
+    """Say what does not fit, and the nearest changes that would make it."""
+    plan = plan_memory(demand)
+    found = [remedy.change for remedy in remedies(demand, slices)]
+    ways = "; or ".join(found) or "no single change is enough; make several"
+    return (
+        f"needs {format_bytes(plan.used_bytes)}, has {format_bytes(plan.slice_bytes)}: "
+        f"{format_bytes(plan.short_by_bytes)} too many; {ways}"
+    )
+
+
+def remedies(demand: MemoryDemand, slices: Mapping[str, int]) -> list[Remedy]:
+    """Return the smallest change of each kind that makes a demand fit; none where it does."""
+    if plan_memory(demand).fits:
+        return []
+    found = (
+        _fewer_blocks(demand),
+        _fewer_sets(demand),
+        _higher_ratio(demand),
+        _fewer_resident(demand),
+        _narrower(demand),
+        _larger_slice(demand, slices),
+    )
+    return [remedy for remedy in found if remedy is not None]
+
+
+def fill_with_experts(demand: MemoryDemand) -> MemoryDemand:
+    """Return the demand with as many experts resident as fit beside the rest.
+
+    At least as many as one layer visits for a token have to; if not even these fit, the demand
+    stays as it is.
+    """
+    remedy = _fewer_resident(replace(demand, resident=1.0))
+    whole = replace(demand, resident=1.0)
+    if remedy is None:
+        return whole if plan_memory(whole).fits else demand
+    return remedy.demand
+
+
+def _fewer_blocks(demand: MemoryDemand) -> Remedy | None:
+    over = -(-plan_memory(demand).short_by_bytes // demand.block_bytes)
+    blocks = demand.kv_blocks - over
+    if blocks < 1:
+        return None
+    tokens = blocks * demand.block_size
+    return Remedy(
+        change=f"keep {tokens:,} tokens of KV cache ({over:,} blocks fewer)",
+        demand=replace(demand, kv_blocks=blocks),
+    )
+
+
+def _fewer_sets(demand: MemoryDemand) -> Remedy | None:
+    for sets in range(demand.sets - 1, 0, -1):
+        changed = replace(demand, non_expert_sets=sets)
+        if plan_memory(changed).fits:
+            return Remedy(
+                change=f"keep {sets} of {demand.variants} non-expert sets resident",
+                demand=changed,
+            )
+    return None
+
+
+def _higher_ratio(demand: MemoryDemand) -> Remedy | None:
+    positions = demand.spec.expert_positions
+    if demand.variants == 1 or not positions:
+        return None
+
+    def sharing(steps: int) -> MemoryDemand:
+        return replace(demand, ratio=steps / DECIMALS)
+
+    first = ceil(demand.ratio * DECIMALS)
+    steps = range(first, DECIMALS + 1)
+    index = bisect_left(steps, True, key=lambda step: plan_memory(sharing(step)).fits)
+    if index == len(steps):
+        return None
+    changed = sharing(steps[index])
+    return Remedy(
+        change=f"raise the consolidation ratio to {changed.ratio:g} "
+        f"({changed.shared_positions:,} of {positions:,} expert positions shared)",
+        demand=changed,
+    )
+
+
+def _fewer_resident(demand: MemoryDemand) -> Remedy | None:
+    """Offload as few experts as it takes."""
+    expert_bytes = demand.spec.expert_bytes(demand.precision)
+    short = plan_memory(demand).short_by_bytes
+    if not short or not demand.expert_copies:
+        return None
+    most = demand.resident_copies - -(-short // expert_bytes)
+    if most < demand.spec.num_experts_per_tok:
+        return None
+    changed = replace(demand, resident=_at_most(most, demand.expert_copies))
+    away = demand.expert_copies - changed.resident_copies
+    return Remedy(
+        change=f"offload {away:,} of {demand.expert_copies:,} experts to host memory "
+        f"(residency {changed.resident:g})",
+        demand=changed,
+    )
+
+
+def _at_most(part: int, whole: int) -> float:
+    """Return a short fraction of `whole` that rounds to `part`, or the exact one."""
+    short = floor(DECIMALS * part / whole) / DECIMALS
+    return short if round(short * whole) == part else part / whole
+
+
+def _narrower(demand: MemoryDemand) -> Remedy | None:
+    """Quantise the experts, or where that is not enough everything that can be."""
+    now = demand.precision
+    options = [replace(now, experts=name) for name in NARROWER]
+    options += [replace(now, experts=name, rest=name) for name in NARROWER]
+    for option in options:
+        changed = replace(demand, precision=option)
+        if plan_memory(changed).fits:
+            return Remedy(change=_narrowing(now, option), demand=changed)
+    return None
+
+
+def _narrowing(now: Precision, then: Precision) -> str:
+    if now.rest == then.rest:
+        return f"store the experts in {then.experts}"
+    return f"store the weights in {then.rest}"
+
+
+def _larger_slice(demand: MemoryDemand, slices: Mapping[str, int]) -> Remedy | None:
+    for name, size in _from_the_smallest(slices):
+        changed = replace(demand, slice_bytes=size)
+        if size > demand.slice_bytes and plan_memory(changed).fits:
+            return Remedy(change=f"take {name} ({format_bytes(size)})", demand=changed)
+    return None
+
+
+def _from_the_smallest(slices: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    yield from sorted(slices.items(), key=lambda item: item[1])

@@ -35,6 +35,12 @@ class Jumper:
         self._asleep = False
         self._process = env.process(self._serve())
 
+    @property
+    def load(self) -> int:
+        """Requests in care, running or waiting."""
+        scheduler = self._drive.scheduler
+        return len(scheduler.running) + len(scheduler.waiting) + len(self._inbox)
+
     def receive(self, request: Request) -> simpy.Event:
         """Take in a request that arrives now; the event happens when it is done."""
         done = self._env.event()

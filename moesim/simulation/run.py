@@ -111,7 +111,7 @@ def simulate(
     tables, logs, usages, bases = [], {}, [], []
     for part in chain(
         _open_loop(scenario, replicas, requests, stepwise=stepwise),
-        _closed_loop(scenario, replicas, requests, seed, stepwise=stepwise),
+        _on_stage(scenario, replicas, requests, seed, stepwise=stepwise),
     ):
         tables.append(part.records)
         logs[part.usage.replica] = part.log
@@ -150,9 +150,9 @@ def _open_loop(
     *,
     stepwise: bool,
 ) -> Iterator[Served]:
-    """Serve the models that no user waits for: each replica has its share, dealt round robin."""
+    """Serve the models whose requests depend on no replica: each has its share, dealt in turn."""
     for model, parts in replicas.items():
-        if _users_of(scenario, model):
+        if _interacts(scenario, model):
             continue
         mine = _requests_of(scenario, model, requests, parts[0])
         for index, replica in enumerate(parts):
@@ -160,7 +160,7 @@ def _open_loop(
             yield (step_through if stepwise else serve)(replica, dealt)
 
 
-def _closed_loop(
+def _on_stage(
     scenario: Scenario,
     replicas: Mapping[str, Sequence[Replica]],
     requests: pd.DataFrame,
@@ -168,11 +168,12 @@ def _closed_loop(
     *,
     stepwise: bool,
 ) -> list[Served]:
-    """Serve the models that users wait for, whose requests depend on the answers."""
-    live = {model: parts for model, parts in replicas.items() if _users_of(scenario, model)}
+    """Serve the models whose requests, or where they go, depend on what the replicas do."""
+    live = {model: parts for model, parts in replicas.items() if _interacts(scenario, model)}
     if not live:
         return []
-    stage = Stage(live, stepwise=stepwise)
+    dispatcher = scenario.deployment.dispatcher
+    stage = Stage(live, dispatcher=dispatcher, seed=seed, stepwise=stepwise)
     ids = count(len(requests))
     for model, parts in live.items():
         stage.replay(requests_from(_requests_of(scenario, model, requests, parts[0])))
@@ -184,6 +185,13 @@ def _closed_loop(
                 name, tenant, names, block_size, seed=seed, until_s=scenario.duration_s, ids=ids
             )
     return stage.play()
+
+
+def _interacts(scenario: Scenario, model: str) -> bool:
+    """Whether users wait for a model's answers, or a dispatcher looks at its replicas."""
+    deployment = scenario.deployment
+    looks = deployment.replicas > 1 and deployment.dispatcher != "round_robin"
+    return looks or bool(_users_of(scenario, model))
 
 
 def _users_of(scenario: Scenario, model: str) -> list[str]:

@@ -1,12 +1,12 @@
 """The stage: what interacts plays on one simpy clock.
 
 Users of a closed loop wait for their answers before they ask again, so arrivals depend on what the
-replicas do. Requests of one model are dealt to its replicas round robin, in order of arrival.
+replicas do; and so does a dispatcher that looks at their loads.
 """
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle
+from itertools import count
 from typing import Protocol, TypeGuard
 from zlib import crc32
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from moesim.errors import ScenarioError
 from moesim.requests import Request
 from moesim.scenario import Tenant
+from moesim.simulation.dispatch import DISPATCHERS
 from moesim.simulation.live import Jumper
 from moesim.simulation.replica import Replica, Served
 from moesim.simulation.stepwise import Stepper
@@ -38,6 +39,10 @@ class _Drawn(Protocol):
 class Server(Protocol):
     """A replica at work on the stage."""
 
+    @property
+    def load(self) -> int:
+        """Requests in the replica's care, running or waiting."""
+
     def receive(self, request: Request) -> simpy.Event:
         """Take in a request that arrives now; the event happens when it is done."""
 
@@ -48,14 +53,24 @@ class Server(Protocol):
 class Stage:
     """Replicas by model, and everybody who sends them requests."""
 
-    def __init__(self, replicas: Mapping[str, Sequence[Replica]], *, stepwise: bool) -> None:
+    def __init__(
+        self,
+        replicas: Mapping[str, Sequence[Replica]],
+        *,
+        dispatcher: str = "round_robin",
+        seed: int = 0,
+        stepwise: bool = False,
+    ) -> None:
         self._env = simpy.Environment()
         kind = Stepper if stepwise else Jumper
         self._servers: dict[str, list[Server]] = {
             model: [kind(self._env, replica) for replica in parts]
             for model, parts in replicas.items()
         }
-        self._turns = {model: cycle(servers) for model, servers in self._servers.items()}
+        self._dispatchers = {
+            model: DISPATCHERS[dispatcher](np.random.default_rng([seed, crc32(model.encode())]))
+            for model in replicas
+        }
 
     def replay(self, requests: Sequence[Request]) -> None:
         """Have requests arrive at their times, in order."""
@@ -88,7 +103,9 @@ class Stage:
         return [server.served() for servers in self._servers.values() for server in servers]
 
     def _send(self, request: Request) -> simpy.Event:
-        return next(self._turns[request.model]).receive(request)
+        servers = self._servers[request.model]
+        loads = [server.load for server in servers]
+        return servers[self._dispatchers[request.model].choose(request, loads)].receive(request)
 
     def _replayed(self, requests: Sequence[Request]) -> Waiting:
         for request in requests:

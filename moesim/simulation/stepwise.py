@@ -43,6 +43,12 @@ class Stepper:
         self._woken = env.event()
         env.process(self._serve())
 
+    @property
+    def load(self) -> int:
+        """Requests in care, running or waiting."""
+        scheduler = self._scheduler
+        return len(scheduler.running) + len(scheduler.waiting) + len(self._inbox)
+
     def receive(self, request: Request) -> simpy.Event:
         """Take in a request that arrives now; the event happens when it is done."""
         done = self._done[request.request_id] = self._env.event()

@@ -20,6 +20,7 @@ from moesim.serving.policies import POLICIES
 from moesim.serving.queues import ORDERS
 from moesim.serving.records import COMPLETED
 from moesim.simulation.course import iterations_until
+from moesim.simulation.dispatch import DISPATCHERS
 from moesim.simulation.run import Result, simulate
 
 Content = Callable[[], dict[str, Any]]
@@ -191,6 +192,7 @@ def deployments(*policies: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
             "replicas": st.integers(1, 3),
+            "dispatcher": st.sampled_from(sorted(DISPATCHERS)),
             "kv_blocks": st.sampled_from([3, 10, 20, 60, 4000]),
             "scheduler": st.builds(lambda a, b: a | b, scheduler, how),
         }
