@@ -25,6 +25,9 @@ from moesim.traffic.users import Users
 PROFILED = "profiled"
 """As `hardware.device`: the device the profile was made on, whatever it is."""
 
+ROOFLINE = "roofline"
+"""As a model's `profile`: no measurements, what the device's datasheet lets one expect."""
+
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -124,7 +127,7 @@ class Model(_Part):
     architecture: str
     """Its shape: a shipped model, a checkpoint folder or a config.json."""
     profile: str
-    """Its measurements: a shipped profile or a profile file."""
+    """Its measurements: a shipped profile, a profile file, or `roofline` for a datasheet's."""
 
 
 class Hardware(_Part):

@@ -118,9 +118,7 @@ def _kept(scores: Tensor, rules: Row[Sampling]) -> Tensor:
     return scores
 
 
-def logprobs_of(
-    logits: Tensor, chosen: Tensor, streams: Row[Stream | None]
-) -> dict[int, Logprob]:
+def logprobs_of(logits: Tensor, chosen: Tensor, streams: Row[Stream | None]) -> dict[int, Logprob]:
     """Return the log-probabilities that were asked for, by row of the logits (S, V)."""
     asked = {
         row: stream.sampling.logprobs

@@ -1,7 +1,7 @@
 """What Prometheus reads: counters and histograms under vLLM's names, one set a model.
 
-The worker's thread counts, the event loop renders: a lock keeps a histogram's sums together. Format:
-https://prometheus.io/docs/instrumenting/exposition_formats (text, version 0.0.4).
+The worker's thread counts, the event loop renders: a lock keeps a histogram's sums together.
+Format: https://prometheus.io/docs/instrumenting/exposition_formats (text, version 0.0.4).
 """
 
 from bisect import bisect_left
@@ -14,9 +14,7 @@ from threading import Lock
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-BOUNDS_S = tuple(
-    step * 10.0**power for power in range(-4, 3) for step in (1.0, 2.5, 5.0)
-) + (1000.0,)
+BOUNDS_S = tuple(step * 10.0**power for power in range(-4, 3) for step in (1.0, 2.5, 5.0))
 """Upper bounds of the histograms' buckets [s]."""
 
 GAUGES = {

@@ -23,6 +23,7 @@ from pydantic import (
 from engine.server.errors import ApiError
 
 MOST_LOGPROBS = 20
+MOST_PROMPTS = 1024
 GREEDY_BELOW = 1e-5
 """Temperatures below this are taken as 0: dividing by them would overflow."""
 
@@ -153,15 +154,16 @@ def _kind_of_prompt(value: Any) -> str:
     if isinstance(value, str):
         return "text"
     first = value[0] if isinstance(value, list) and value else 0
-    kinds = {str: "texts", list: "lists"}
-    return kinds.get(type(first), "tokens")
+    if isinstance(first, str):
+        return "texts"
+    return "lists" if isinstance(first, list) else "tokens"
 
 
 Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[TokenId], Tag("tokens")]
-    | Annotated[list[str], Tag("texts")]
-    | Annotated[list[list[TokenId]], Tag("lists")],
+    | Annotated[list[str], Field(max_length=MOST_PROMPTS), Tag("texts")]
+    | Annotated[list[list[TokenId]], Field(max_length=MOST_PROMPTS), Tag("lists")],
     Discriminator(_kind_of_prompt),
 ]
 
@@ -244,11 +246,7 @@ class ChatRequest(GenerationRequest):
 
     @property
     def prompt(self) -> str:
-        """The conversation under the plain template: a line `role: text` a turn.
-
-        >>> ChatRequest(model="m", messages=[{"role": "user", "content": "Hi"}]).prompt
-        'user: Hi\\nassistant:'
-        """
+        """The conversation under the plain template: a line `role: text` a turn, ours to go on."""
         turns = [f"{message.role}: {message.text}\n" for message in self.messages]
         return "".join(turns) + "assistant:"
 

@@ -4,11 +4,10 @@ Only fields that were set are sent: a chunk has `usage` only where it was asked 
 """
 
 import time
-import uuid
 from collections.abc import Iterable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
@@ -32,14 +31,14 @@ LOWEST = -9999.0
 """What stands for a log-probability of minus infinity, which JSON cannot say."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Heading:
     """What all chunks of an answer have in common, and how tokens are written in it."""
 
+    id: str
     model: str
     tokeniser: Tokeniser
     prompts: list[list[int]]
-    id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
     token_ids: bool = False
     tokens_as_ids: bool = False
@@ -62,6 +61,11 @@ class Heading:
         )
 
 
+def written(answer: BaseModel) -> str:
+    """Return an answer as JSON, the fields that were set."""
+    return answer.model_dump_json(exclude_unset=True)
+
+
 class Reply(Protocol):
     """A kind of answer: how tokens become what the client reads."""
 
@@ -78,10 +82,7 @@ class Reply(Protocol):
 class CompletionReply:
     """The words of `/v1/completions`."""
 
-    prefix: ClassVar[str] = "cmpl"
-
     def __init__(self, heading: Heading) -> None:
-        heading.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._heading = heading
         self._lengths: dict[int, int] = {}
 
@@ -146,10 +147,7 @@ class CompletionReply:
 class ChatReply:
     """The words of `/v1/chat/completions`."""
 
-    prefix: ClassVar[str] = "chatcmpl"
-
     def __init__(self, heading: Heading) -> None:
-        heading.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._heading = heading
         self._begun = False
 

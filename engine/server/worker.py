@@ -114,6 +114,8 @@ class Worker:
                 self.engine.step()
                 self._deliver()
         except BaseException:
+            if self._loop.is_closed():
+                return  # the process was told twice to end: nobody is there any more
             # Whatever it is, clients must not wait for a thread that is gone. The thread's own
             # hook prints the traceback.
             self._loop.call_soon_threadsafe(self._fail)

@@ -159,6 +159,7 @@ class CostModel:
         self._prefill = Sheet.through(cells["attention_prefill"])
         self._chunks: dict[tuple[int, int], float] = {}
         self._graphs = profile.decode_graphs
+        self._measured = profile.source == "measured"
         self.tables = self._laid_out(max_batched_tokens, max_num_seqs)
 
     def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
@@ -243,7 +244,8 @@ class CostModel:
     def basis(self) -> dict[str, str]:
         """Say for each operation asked for whether its answers were measured or not.
 
-        One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers.
+        One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers; `roofline`
+        where nothing was measured.
         """
         asked = self.asked
         reached = dict.fromkeys(("embedding", "projections", "router", "experts"), asked.tokens)
@@ -254,4 +256,4 @@ class CostModel:
             bases["attention_decode"] = self._decode.basis(asked.decodes, asked.context)
         if asked.new_tokens:
             bases["attention_prefill"] = self._prefill.basis(asked.new_tokens, asked.cached)
-        return bases
+        return bases if self._measured else dict.fromkeys(bases, "roofline")

@@ -205,7 +205,8 @@ def check_layout(device: Device, names: Sequence[str]) -> tuple[Placement, ...]:
         nearest = "; ".join(" + ".join(layout) for layout in nearest_layouts(device, names))
         raise CapacityError(
             f"{device.name}: MIG layout {' + '.join(names)} does not exist: "
-            f"{_excess(profiles) or 'no choice of starts keeps its instances apart'}; nearest that do: {nearest}"
+            f"{_excess(profiles) or 'its instances overlap wherever they start'}; "
+            f"nearest that do: {nearest}"
         )
     return placed
 

@@ -12,13 +12,14 @@ from moesim import MODEL_REVISION
 from moesim.cost.curves import WEAKEST
 from moesim.cost.iteration import CostModel
 from moesim.cost.profile import Profile, load_profile
+from moesim.cost.roofline import roofline_profile
 from moesim.errors import ProfileError, ScenarioError
 from moesim.facts.catalog import load_device, load_model
 from moesim.facts.hardware import Device
 from moesim.facts.memory import place_replica
 from moesim.facts.models import ModelSpec
 from moesim.requests import Traces, draw_requests, load_traces, requests_from
-from moesim.scenario import PROFILED, Scenario, Tenant
+from moesim.scenario import PROFILED, ROOFLINE, Scenario, Tenant
 from moesim.serving.fairness import fairness
 from moesim.serving.iterations import Iterations
 from moesim.serving.kv_cache import KvCache, PrefixCache
@@ -246,7 +247,7 @@ def load_profiles(
     profiles = {}
     for name, model in scenario.models.items():
         spec = load_model(model.architecture, relative_to=scenario.folder)
-        profile = given.get(name) or load_profile(model.profile, relative_to=scenario.folder)
+        profile = given.get(name) or _profile_of(scenario, name, spec, device)
         _same_shape(name, spec, profile)
         if device and profile.provenance.device_kind != device.kind:
             raise ProfileError(
@@ -256,6 +257,25 @@ def load_profiles(
             )
         profiles[name] = profile
     return profiles
+
+
+def _profile_of(scenario: Scenario, name: str, spec: ModelSpec, device: Device | None) -> Profile:
+    """Load a model's profile, or draw its roofline."""
+    wanted = scenario.models[name].profile
+    if wanted != ROOFLINE:
+        return load_profile(wanted, relative_to=scenario.folder)
+    if device is None:
+        raise ProfileError(
+            f"models.{name}.profile: roofline needs the datasheet of a hardware.device, which is "
+            f"{PROFILED!r}; name the device"
+        )
+    scheduler = scenario.deployment.scheduler
+    return roofline_profile(
+        spec,
+        device,
+        max_batched_tokens=scheduler.max_batched_tokens,
+        max_num_seqs=scheduler.max_num_seqs,
+    )
 
 
 def limits_of(scenario: Scenario, spec: ModelSpec, block_size: int) -> Limits:
@@ -356,6 +376,8 @@ def _warnings(profiles: Mapping[str, Profile], basis: Mapping[str, str]) -> list
     if outside:
         found.append(f"beyond what was measured, extrapolated: {', '.join(outside)}")
     for name, profile in profiles.items():
+        if profile.source == ROOFLINE:
+            found.insert(0, f"nothing of {name} was measured: durations are datasheet rooflines")
         if not profile.verdict.stable:
             found.append(f"the profile of {name} judged itself unstable; profile again")
     return found

@@ -1,6 +1,7 @@
 """The shipped data: all of it loads, and names that do not exist list those that do."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from moesim.cost.profile import load_profile
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import SUFFIX, load_device, load_model, locate, shipped
+from moesim.facts.configs import ARCHITECTURES
 from moesim.scenario import load_scenario, load_workload
 
 LOADERS: dict[str, Callable[[str], Any]] = {
     "hardware": load_device,
-    "models": load_model,
+    "models": partial(load_model, architectures=ARCHITECTURES),
     "profiles": load_profile,
     "workloads": load_workload,
     "scenarios": load_scenario,
@@ -57,6 +59,13 @@ def test_an_unknown_name_lists_the_known(folder: str) -> None:
         LOADERS[folder]("no-such-thing")
     for name in shipped(folder):
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "qwen3-30b-a3b", "switch-base-8"])
+def test_a_shape_that_does_not_run_is_for_those_who_ask(name: str) -> None:
+    """Engine and simulator, which ask for a model and no more, get none they would get wrong."""
+    with pytest.raises(ScenarioError, match=r"model_type: .* is not supported here.*'mixtral'"):
+        load_model(name)
 
 
 def test_a_path_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:

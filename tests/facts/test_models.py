@@ -8,7 +8,9 @@ import pytest
 
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import load_model
+from moesim.facts.configs import ARCHITECTURES
 from moesim.facts.models import ModelSpec, read_config
+from moesim.facts.precision import Precision
 
 CONFIG: dict[str, Any] = {
     "model_type": "mixtral",
@@ -25,6 +27,46 @@ CONFIG: dict[str, Any] = {
 }
 
 
+QWEN: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+}
+
+SWITCH: dict[str, Any] = {
+    "model_type": "switch_transformers",
+    "d_model": 16,
+    "d_ff": 32,
+    "d_kv": 8,
+    "num_heads": 2,
+    "num_layers": 4,
+    "num_decoder_layers": 2,
+    "num_sparse_encoder_layers": 2,
+    "num_sparse_decoder_layers": 1,
+    "num_experts": 4,
+    "expert_capacity": 64,
+    "vocab_size": 50,
+}
+
+LLAMA: dict[str, Any] = {key: value for key, value in CONFIG.items() if "experts" not in key} | {
+    "model_type": "llama"
+}
+
+
+def shape(name: str) -> ModelSpec:
+    """Return a shipped model, whether it runs or not."""
+    return load_model(name, architectures=ARCHITECTURES)
+
+
 def test_mixtral_has_its_published_parameters() -> None:
     """Mixtral-8x7B as the tensors of its published checkpoint add up."""
     mixtral = load_model("mixtral-8x7b")
@@ -33,6 +75,106 @@ def test_mixtral_has_its_published_parameters() -> None:
     assert mixtral.experts_parameters == 45_097_156_608
     assert mixtral.non_expert_parameters == 1_605_636_096
     assert mixtral.parameters == 46_702_792_704
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mixtral-8x7b", 46_702_792_704),
+        ("mixtral-8x22b", 140_620_634_112),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("switch-base-8", 619_339_008),
+    ],
+)
+def test_a_shipped_model_has_its_published_parameters(name: str, parameters: int) -> None:
+    """As Hugging Face counts the tensors of the published checkpoint."""
+    assert shape(name).parameters == parameters
+    assert sum(shape(name).parameters_by_part.values()) == parameters
+
+
+def test_active_parameters_are_the_published() -> None:
+    """12.9 B of Mixtral's 46.7 B, 39 B of 141 B, 3.3 B of Qwen3's 30.5 B (model cards)."""
+    assert round(shape("mixtral-8x7b").active_parameters / 1e9, 1) == 12.9
+    assert round(shape("mixtral-8x22b").active_parameters / 1e9) == 39
+    assert 3.3 <= shape("qwen3-30b-a3b").active_parameters / 1e9 < 3.4
+    assert shape("llama-3-8b").active_parameters == shape("llama-3-8b").parameters
+
+
+def test_the_embedding_is_looked_up_not_multiplied() -> None:
+    """Mixtral computes 25.5 GFLOP a token: 2 x (12.88 B - 0.13 B of the embedding)."""
+    mixtral = shape("mixtral-8x7b")
+    assert mixtral.flop_per_token == 2 * (12_879_925_248 - 131_072_000)
+    tied = ModelSpec.from_config({**CONFIG, "tie_word_embeddings": True})
+    assert tied.flop_per_token == ModelSpec.from_config(CONFIG).flop_per_token
+
+
+def test_expert_positions_are_layers_times_experts() -> None:
+    """32 x 8; 48 x 128; (6 + 6) x 8; none."""
+    names = ("mixtral-8x7b", "qwen3-30b-a3b", "switch-base-8", "llama-3-8b")
+    assert [shape(name).expert_positions for name in names] == [256, 6144, 96, 0]
+
+
+def test_a_tiny_switch_by_hand() -> None:
+    """Width 16, heads 2 of 8, FFN 32, 4 experts; 4 encoder layers, 2 decoder layers; 50 words.
+
+    An attention 4 x 16 x 16 = 1024: 4 in the encoder, 2 + 2 in the decoder. An FFN 2 x 16 x 32 =
+    1024: experts in encoder layers 1 and 3 and decoder layer 1, so 12 of them, and 3 plain ones.
+    Routers 3 x 4 x 16 = 192. Norms of 16: 4 x 2 + 1, 2 x 3 + 1, so 16 x 16 = 256. Relative
+    positions 2 x 32 x 2 = 128. Words 50 x 16 = 800, shared by encoder, decoder and head.
+    """
+    tiny = ModelSpec.from_config(SWITCH)
+    assert (tiny.dense_encoder_layers, tiny.dense_layers) == ((0, 2), (0,))
+    assert tiny.parameters_by_part == {
+        "embedding": 800,
+        "attention": 8 * 1024 + 128,
+        "router": 192,
+        "experts": 12 * 1024,
+        "dense_ffn": 3 * 1024,
+        "norms": 256,
+        "head": 0,
+    }
+    assert tiny.active_parameters == tiny.non_expert_parameters + 3 * 1024
+    assert tiny.kv_values_per_token == 2 * 2 * 16
+
+
+def test_qwen_layers_without_experts() -> None:
+    """Those named, and those between the steps: of four layers at step 2, layers 1 and 3 have."""
+    stepped = ModelSpec.from_config({**QWEN, "decoder_sparse_step": 2})
+    assert stepped.dense_layers == (0, 2)
+    assert (stepped.intermediate_size, stepped.dense_intermediate_size) == (24, 96)
+    named = ModelSpec.from_config({**QWEN, "mlp_only_layers": [3]})
+    assert named.dense_layers == (3,)
+    assert ModelSpec.from_config(QWEN).expert_layers == 4
+
+
+def test_quantised_experts_leave_the_rest_alone() -> None:
+    """An expert of 176,160,768 parameters: 352 MB, 176 MB, and with 20 bits a group 91.5 MB."""
+    mixtral = shape("mixtral-8x7b")
+    assert mixtral.expert_bytes(Precision()) == 352_321_536
+    assert mixtral.expert_bytes(Precision(experts="fp8")) == 176_160_768
+    int4 = 176_160_768 // 2 + 176_160_768 // 128 * 20 // 8
+    assert mixtral.expert_bytes(Precision(experts="int4")) == int4
+    assert mixtral.non_expert_bytes(Precision(experts="int4")) == 2 * 1_605_636_096
+
+
+def test_embeddings_norms_and_routers_stay_in_16_bits() -> None:
+    """Of Mixtral's non-expert set only attention is narrowed: 32 x 41,943,040 parameters."""
+    mixtral = shape("mixtral-8x7b")
+    attention = 32 * 41_943_040
+    plain = 2 * (1_605_636_096 - attention)
+    assert mixtral.non_expert_bytes(Precision.uniform("fp8")) == attention + plain
+    assert mixtral.non_expert_bytes(Precision.uniform("fp32")) == 4 * 1_605_636_096
+
+
+def test_whole_models_weigh_what_their_dtype_says() -> None:
+    """Experts and the rest, counted apart, are all the weights."""
+    for name in ("mixtral-8x7b", "switch-base-8", "llama-3-8b"):
+        spec = shape(name)
+        own = Precision.of_dtype(spec.dtype)
+        experts = spec.expert_positions * spec.expert_bytes(own)
+        assert experts + spec.non_expert_bytes(own) == spec.weight_bytes
 
 
 def test_mixtral_takes_its_published_bytes() -> None:
@@ -89,6 +231,21 @@ def test_a_spec_survives_its_own_config() -> None:
     assert ModelSpec.from_config(json.loads(json.dumps(spec.to_config()))) == spec
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**QWEN, "mlp_only_layers": [0, 2], "norm_topk_prob": True},
+        {**LLAMA, "attention_bias": True},
+        SWITCH,
+    ],
+    ids=lambda config: str(config["model_type"]),
+)
+def test_every_architecture_survives_its_own_config(config: dict[str, Any]) -> None:
+    """Whatever it is called there."""
+    spec = ModelSpec.from_config(config)
+    assert ModelSpec.from_config(json.loads(json.dumps(spec.to_config()))) == spec
+
+
 def test_head_dim_defaults_to_an_equal_share() -> None:
     """64 hidden over 4 heads is 16 each, unless the config says otherwise."""
     assert ModelSpec.from_config(CONFIG).head_dim == 16
@@ -103,7 +260,7 @@ def test_no_key_value_heads_means_one_for_each_head() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, ["model_type", "'llama'", "mixtral"]),
+        ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "mixtral", "llama"]),
         ({"sliding_window": 4096}, ["sliding_window", "4096"]),
         ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_parameters.rope_type", "'yarn'"]),
         ({"hidden_size": 0}, ["hidden_size", "0"]),
@@ -130,6 +287,31 @@ def test_a_missing_field_is_named(field: str) -> None:
         return
     with pytest.raises(ScenarioError, match=f"config.json: {field}: missing"):
         ModelSpec.from_config(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({**LLAMA, "mlp_bias": True}, "mlp_bias: True"),
+        ({**LLAMA, "attention_bias": "yes"}, "attention_bias: 'yes'"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
+        ({**QWEN, "mlp_only_layers": 3}, "mlp_only_layers: 3"),
+        ({**QWEN, "sliding_window": 4096}, "sliding_window: 4096"),
+        ({**SWITCH, "feed_forward_proj": "gated-gelu"}, "feed_forward_proj: 'gated-gelu'"),
+        ({**SWITCH, "router_bias": True}, "router_bias: True"),
+        ({**SWITCH, "num_sparse_decoder_layers": 0}, "num_sparse_decoder_layers: 0"),
+    ],
+)
+def test_what_would_compute_otherwise_is_refused(config: dict[str, Any], words: str) -> None:
+    """Rather than counted as if it were not there."""
+    with pytest.raises(ScenarioError, match=words):
+        ModelSpec.from_config(config)
+
+
+def test_a_window_that_is_not_used_is_none() -> None:
+    """Qwen configurations carry one with the switch beside it off."""
+    config = {**QWEN, "sliding_window": 4096, "use_sliding_window": False}
+    assert ModelSpec.from_config(config) == ModelSpec.from_config(QWEN)
 
 
 def test_a_checkpoint_folder_is_read_by_its_config(tmp_path: Path) -> None:

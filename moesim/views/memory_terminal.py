@@ -1,0 +1,105 @@
+"""What sits on a slice, on the terminal: a table of its parts and a bar in characters."""
+
+from collections.abc import Sequence
+from math import floor
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from moesim.facts.memory import MemoryDemand, MemoryPlan, plan_memory
+from moesim.units import GIB, format_bytes
+
+LETTERS = {
+    "non-expert sets": "N",
+    "shared experts": "S",
+    "private experts": "P",
+    "KV cache": "K",
+    "activations": "A",
+    "runtime": "R",
+}
+"""What stands for each part in the bar."""
+
+WIDTH = 64
+"""Characters of a bar as long as what is asked for, or as the slice where that is longer."""
+
+FREE = "·"
+END = "|"
+
+
+def show_memory(title: str, demand: MemoryDemand, sentence: str) -> None:
+    """Print the parts of what a slice is asked to hold, and whether they fit."""
+    plan = plan_memory(demand)
+    console = Console(highlight=False)
+    console.print(title, markup=False, soft_wrap=True)
+    console.print(_table(demand, plan))
+    console.print(bar(plan), markup=False, soft_wrap=True)
+    console.print(sentence, style=None if plan.fits else "bold red", markup=False, soft_wrap=True)
+
+
+def bar(plan: MemoryPlan) -> str:
+    """Draw the parts to scale, and where the slice ends.
+
+    A part of any size has a letter; the lengths add up to the whole bar by largest remainders.
+    """
+    sizes = [*plan.parts.values(), plan.free_bytes]
+    letters = [*LETTERS.values(), FREE]
+    cells = _cells(sizes, WIDTH)
+    drawn = "".join(letter * count for letter, count in zip(letters, cells, strict=True))
+    end = round(WIDTH * plan.slice_bytes / max(1, sum(sizes)))
+    return drawn[:end] + END + drawn[end:]
+
+
+def _cells(sizes: Sequence[int], width: int) -> list[int]:
+    """Share out `width` cells in proportion to sizes, at least one to whatever is not nothing."""
+    there = [size > 0 for size in sizes]
+    ideal = [size * (width - sum(there)) / max(1, sum(sizes)) for size in sizes]
+    cells = [floor(cell) + one for cell, one in zip(ideal, there, strict=True)]
+    by_remainder = sorted(
+        (i for i, one in enumerate(there) if one), key=lambda i: floor(ideal[i]) - ideal[i]
+    )
+    for index in by_remainder[: width - sum(cells)]:
+        cells[index] += 1
+    return cells
+
+
+def _table(demand: MemoryDemand, plan: MemoryPlan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("part", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("made of")
+    made_of = _made_of(demand)
+    rows = {**plan.parts, "free": plan.free_bytes}
+    for name, size in rows.items():
+        if size or name == "free":
+            share = f"{100 * size / plan.slice_bytes:.1f} %"
+            letter = LETTERS.get(name, FREE)
+            table.add_row(letter, name, f"{size / GIB:.2f}", share, made_of.get(name, ""))
+    return table
+
+
+def _made_of(demand: MemoryDemand) -> dict[str, str]:
+    spec, precision = demand.spec, demand.precision
+    shared = min(demand.shared_positions, demand.resident_copies)
+    private = demand.resident_copies - shared
+    expert = format_bytes(spec.expert_bytes(precision))
+    tokens = demand.kv_blocks * demand.block_size
+    away = demand.expert_copies - demand.resident_copies
+    offloaded = f"; {away:,} more in host memory" if away else ""
+    return {
+        "non-expert sets": f"{demand.sets} x {format_bytes(spec.non_expert_bytes(precision))}",
+        "shared experts": f"{shared:,} x {expert}{'' if private else offloaded}",
+        "private experts": f"{private:,} x {expert}{offloaded}",
+        "KV cache": f"{tokens:,} tokens in blocks of {demand.block_size}",
+        "activations": f"{demand.max_batched_tokens:,} tokens, {demand.max_num_seqs:,} sequences",
+        "runtime": f"{100 * demand.reserved_share:g} % of the slice set aside",
+        "free": f"room for {_room(demand):,} more tokens of KV cache",
+    }
+
+
+def _room(demand: MemoryDemand) -> int:
+    """Return the tokens of KV cache that free memory would hold."""
+    blocks = plan_memory(demand).free_bytes // demand.block_bytes
+    return blocks * demand.block_size
