@@ -16,8 +16,8 @@ from moesim.cost.profile import Profile
 from moesim.requests import Request, draw_requests, requests_from
 from moesim.scenario import Scenario
 from moesim.serving.records import Ledger
+from moesim.simulation.deploy import limits_of
 from moesim.simulation.prefixes import with_block_names
-from moesim.simulation.run import limits_of
 
 
 def engine_config(scenario: Scenario, profile: Profile, run: int = 0) -> EngineConfig:

@@ -30,7 +30,7 @@ from moesim.evidence.validation import (
     measured_file,
 )
 from moesim.files import write_text
-from moesim.scenario import Scenario, Scheduler
+from moesim.scenario import Dedicated, Scenario, Scheduler
 from moesim.serving.records import read_records, write_records
 from moesim.simulation.run import Result, simulate
 from moesim.traffic.users import Users
@@ -155,7 +155,9 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _belong_together(plan: Plan, host: Host) -> None:
     made = plan.profile.provenance
-    if len(plan.scenario.models) != 1 or plan.scenario.deployment.replicas != 1:
+    deployment = plan.scenario.deployment
+    alone = isinstance(deployment, Dedicated) and deployment.replicas == 1
+    if len(plan.scenario.models) != 1 or not alone:
         raise ScenarioError(
             f"scenario {plan.scenario.name}: the engine validates one model on one replica"
         )

@@ -5,7 +5,7 @@ shipped names or paths, paths also relative to the scenario file.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -172,21 +172,47 @@ class Scheduler(_Part):
         return self
 
 
-class Dedicated(_Part):
+class _Replicated(_Part):
+    """What deployments with replicas have in common."""
+
+    dispatcher: Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity"] = (
+        "round_robin"
+    )
+    """Which of a model's replicas a request goes to."""
+    kv_blocks: int | None = Field(default=None, gt=0)
+    """KV blocks of a replica; what the profiled engine allocated, or fits, if not given."""
+    scheduler: Scheduler = Scheduler()
+    """Each replica's scheduler."""
+
+
+class Dedicated(_Replicated):
     """Each model on devices of its own, one replica a device."""
 
     kind: Literal["dedicated"]
     """`dedicated`."""
     replicas: int = Field(default=1, gt=0, le=1024)
     """Replicas of each model."""
-    dispatcher: Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity"] = (
-        "round_robin"
-    )
-    """Which of a model's replicas a request goes to."""
-    kv_blocks: int | None = Field(default=None, gt=0)
-    """KV blocks of a replica; those the profiled engine allocated if not given."""
-    scheduler: Scheduler = Scheduler()
-    """Each replica's scheduler."""
+
+
+class Mig(_Replicated):
+    """Each model on MIG instances of one GPU, one replica an instance."""
+
+    kind: Literal["mig"]
+    """`mig`."""
+    layout: tuple[str, ...] = Field(min_length=1)
+    """The instances' profiles, such as `[3g.40gb, 3g.40gb]`."""
+    instances: dict[str, tuple[int, ...]] | None = None
+    """Which instances of the layout, from 0, each model has; dealt in turn if not given."""
+
+    def dealt(self, models: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Return the instances of each model."""
+        if self.instances is not None:
+            return self.instances
+        count = len(self.layout)
+        return {name: tuple(range(n, count, len(models))) for n, name in enumerate(models)}
+
+
+Deployment = Annotated[Dedicated | Mig, Field(discriminator="kind")]
 
 
 class Scenario(_Part):
@@ -204,7 +230,7 @@ class Scenario(_Part):
     """Request streams by name."""
     hardware: Hardware
     """The devices."""
-    deployment: Dedicated
+    deployment: Deployment
     """What runs where."""
     folder: Path | None = Field(default=None, exclude=True, repr=False)
     """The folder that relative paths in the file start from; not written in the file."""
@@ -217,6 +243,9 @@ class Scenario(_Part):
                     f"tenants.{name}.model: {tenant.model!r} is not one of the scenario's models: "
                     f"{', '.join(self.models)}"
                 )
+        if isinstance(self.deployment, Mig):
+            self._instances_consistent(self.deployment)
+            return self
         needed = len(self.models) * self.deployment.replicas
         if needed > self.hardware.count:
             raise ValueError(
@@ -224,6 +253,24 @@ class Scenario(_Part):
                 f"{self.deployment.replicas} replicas), hardware.count is {self.hardware.count}"
             )
         return self
+
+    def _instances_consistent(self, deployment: Mig) -> None:
+        dealt = deployment.dealt(list(self.models))
+        for name in {*self.models, *dealt}:
+            if name not in self.models:
+                raise ValueError(f"deployment.instances.{name}: not one of the scenario's models")
+            if not dealt.get(name):
+                raise ValueError(
+                    f"deployment: model {name} has no instance of the layout; add one to layout, "
+                    "or name it in instances"
+                )
+        owned = [index for indices in dealt.values() for index in indices]
+        for index in owned:
+            if not 0 <= index < len(deployment.layout) or owned.count(index) > 1:
+                raise ValueError(
+                    f"deployment.instances: {index} must be one of 0 to "
+                    f"{len(deployment.layout) - 1}, and given to one model"
+                )
 
     def with_trace(self, path: Path) -> "Scenario":
         """Return the scenario with every trace that its tenants replay replaced by `path`.
@@ -373,6 +420,10 @@ def _explain(wrong: ValidationError, content: Any) -> str:
         return f"{field}: unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
     if first["type"] == "missing":
         return f"{field}: missing; add it"
+    if first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        key = context["discriminator"].strip("'")
+        return f"{field}.{key}: {context['tag']!r}: must be one of {context['expected_tags']}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(first["input"], (str, int, float, bool)):
@@ -395,7 +446,7 @@ def _written_location(location: tuple[Any, ...], content: Any) -> list[Any]:
 
 
 def _all_fields() -> list[str]:
-    parts = (Scenario, Model, Tenant, Hardware, Dedicated, Scheduler, Slo, Workload)
+    parts = (Scenario, Model, Tenant, Hardware, Dedicated, Mig, Scheduler, Slo, Workload)
     kinds = (
         Poisson,
         Gamma,

@@ -95,6 +95,7 @@ class StreamOptions(Schema):
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
+Length = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class GenerationRequest(Schema):
@@ -173,7 +174,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Prompt
     """A text, its token ids, or a list of either."""
-    max_tokens: int = Field(16, ge=1)
+    max_tokens: Length = 16
     """The most tokens to generate."""
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     """How many of the likeliest tokens to report at each position."""
@@ -227,9 +228,9 @@ class ChatRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1)
     """The conversation so far."""
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Length | None = None
     """The most tokens to generate; as many as there is room for if not given."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Length | None = None
     """The older name of `max_completion_tokens`."""
     logprobs: bool = False
     """Report the log-probability of each token."""

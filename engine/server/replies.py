@@ -223,8 +223,8 @@ class ChatReply:
         )
 
     def _entry(self, token: int, value: float) -> dict[str, Any]:
-        text = self._heading.piece(token)
-        return {"token": text, "logprob": _finite(value), "bytes": list(text.encode())}
+        raw = self._heading.tokeniser.raw(token)
+        return {"token": self._heading.piece(token), "logprob": _finite(value), "bytes": list(raw)}
 
 
 def _finite(value: float) -> float:

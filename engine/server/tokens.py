@@ -40,6 +40,9 @@ class Tokeniser(Protocol):
     def piece(self, token: int) -> str:
         """Return what one token looks like by itself."""
 
+    def raw(self, token: int) -> bytes:
+        """Return the bytes that one token stands for."""
+
     def spelling(self) -> Spelling:
         """Begin an answer."""
 
@@ -100,7 +103,11 @@ class ByteTokeniser:
 
     def piece(self, token: int) -> str:
         """Return one byte as text, U+FFFD where it is not a character by itself."""
-        return bytes([token]).decode(errors="replace") if token < BYTES else UNKNOWN
+        return self.raw(token).decode(errors="replace")
+
+    def raw(self, token: int) -> bytes:
+        """Return one byte; of the tokens beyond, those of U+FFFD."""
+        return bytes([token]) if token < BYTES else UNKNOWN.encode()
 
     def spelling(self) -> Spelling:
         """Begin an answer."""
@@ -150,6 +157,10 @@ class FileTokeniser:
     def piece(self, token: int) -> str:
         """Return one token's text, special tokens included."""
         return str(self._tokenizer.decode([token], skip_special_tokens=False))
+
+    def raw(self, token: int) -> bytes:
+        """Return one token's text in UTF-8; of half a character, that of U+FFFD."""
+        return self.piece(token).encode()
 
     def spelling(self) -> Spelling:
         """Begin an answer; special tokens are left out."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from moesim.cost.profile import Cell
 
-WEAKEST = ("measured", "interpolated", "fitted", "extrapolated", "roofline")
+WEAKEST = ("measured", "interpolated", "fitted", "scaled", "extrapolated", "roofline")
 """What an answer can rest on, best first."""
 
 

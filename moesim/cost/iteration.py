@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.cost.curves import Curve, Fan, Sheet
+from moesim.cost.curves import WEAKEST, Curve, Fan, Sheet
 from moesim.cost.experts import experts_curve
 from moesim.cost.profile import COORDINATES, Profile
 from moesim.serving.sequences import Batch
@@ -159,7 +159,7 @@ class CostModel:
         self._prefill = Sheet.through(cells["attention_prefill"])
         self._chunks: dict[tuple[int, int], float] = {}
         self._graphs = profile.decode_graphs
-        self._measured = profile.source == "measured"
+        self._source = profile.source
         self.tables = self._laid_out(max_batched_tokens, max_num_seqs)
 
     def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
@@ -244,8 +244,8 @@ class CostModel:
     def basis(self) -> dict[str, str]:
         """Say for each operation asked for whether its answers were measured or not.
 
-        One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers; `roofline`
-        where nothing was measured.
+        One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers; `scaled`
+        at best on a part of the measured device, `roofline` where nothing was measured.
         """
         asked = self.asked
         reached = dict.fromkeys(("embedding", "projections", "router", "experts"), asked.tokens)
@@ -256,4 +256,4 @@ class CostModel:
             bases["attention_decode"] = self._decode.basis(asked.decodes, asked.context)
         if asked.new_tokens:
             bases["attention_prefill"] = self._prefill.basis(asked.new_tokens, asked.cached)
-        return bases if self._measured else dict.fromkeys(bases, "roofline")
+        return {name: max(basis, self._source, key=WEAKEST.index) for name, basis in bases.items()}

@@ -152,8 +152,8 @@ class Profile(_Part):
     """Batch sizes captured as CUDA graphs: decodes alone run padded to the next of these."""
     provenance: Provenance
     """Origin."""
-    source: Literal["measured", "roofline"] = "measured"
-    """Whether the cells were measured, or follow from a datasheet (`moesim.cost.roofline`)."""
+    source: Literal["measured", "scaled", "roofline"] = "measured"
+    """Whether cells were measured, scaled to a part of the device, or drawn from a datasheet."""
     verdict: Verdict
     """Self-assessment."""
 

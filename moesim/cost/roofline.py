@@ -1,4 +1,4 @@
-"""A profile without measurements: what a datasheet lets one expect, marked as such.
+"""Rooflines: profiles without measurements, and measured ones on a part of their device.
 
 Each operation takes the longer of its arithmetic and its memory traffic (Williams, Waterman and
 Patterson 2009), at the share of the datasheet's rates that kernels of its kind reach. The shares
@@ -17,14 +17,15 @@ nothing here, so that small batches are taken for faster than they are. How far 
 tables' 14,556 GEMM and MoE rows, goes with the profile as its residuals.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from moesim.cost.profile import FORMAT, FORMAT_VERSION, Profile
-from moesim.errors import CapacityError, ProfileError
+from moesim.cost.profile import FORMAT, FORMAT_VERSION, Cell, Profile
+from moesim.errors import ProfileError
 from moesim.facts.hardware import Device
 from moesim.facts.models import ModelSpec
-from moesim.units import format_bytes
+from moesim.facts.slices import Slice
 
 LINEAR_COMPUTE, LINEAR_BANDWIDTH = 0.77, 0.65
 EXPERTS_COMPUTE, EXPERTS_BANDWIDTH = 0.5, 0.86
@@ -70,20 +71,56 @@ class Rates:
         return max(flop / (self.flop_per_s * compute), moved / (self.bytes_per_s * bandwidth))
 
 
+Durations = Mapping[str, Callable[..., float]]
+"""By operation: seconds at the coordinates of its cells."""
+
+
+def expected_s(spec: ModelSpec, rates: Rates) -> Durations:
+    """Return what each operation that computes or reads takes at best; the others cost nothing."""
+    kv_bytes = spec.kv_bytes_per_token / spec.num_hidden_layers
+    head = spec.vocab_size * spec.hidden_size
+    width = spec.num_attention_heads * spec.head_dim
+
+    def linear(parameters: int, count: float) -> float:
+        flop, moved = 2 * parameters * count, parameters * spec.dtype_bytes
+        return rates.seconds(flop, moved, LINEAR_COMPUTE, LINEAR_BANDWIDTH)
+
+    def experts(tokens: float, distinct: float) -> float:
+        flop = 2 * spec.expert_parameters * spec.num_experts_per_tok * tokens
+        moved = spec.expert_parameters * spec.dtype_bytes * distinct
+        return rates.seconds(flop, moved, EXPERTS_COMPUTE, EXPERTS_BANDWIDTH)
+
+    def decode(sequences: float, context: float) -> float:
+        return kv_bytes * context / (rates.bytes_per_s * DECODE_BANDWIDTH)
+
+    def prefill(new: float, cached: float) -> float:
+        flop = 4 * width * new * (cached + new / 2)  # scores and values, the masked half left out
+        moved = kv_bytes * (cached + new)
+        return rates.seconds(flop, moved, PREFILL_COMPUTE, DECODE_BANDWIDTH)
+
+    return {
+        "projections": lambda tokens: linear(spec.attention_parameters, tokens),
+        "experts": experts,
+        "attention_decode": decode,
+        "attention_prefill": prefill,
+        "head": lambda sequences: linear(head, sequences),
+    }
+
+
 def roofline_profile(
     spec: ModelSpec, device: Device, *, max_batched_tokens: int, max_num_seqs: int
 ) -> Profile:
     """Return a profile of rooflines for a decoder with experts in every layer, whole in 16 bit.
 
-    Raises ProfileError where the datasheet or the architecture does not allow for one,
-    CapacityError where the weights do not fit.
+    Raises ProfileError where the datasheet or the architecture does not allow for one.
     """
     if not spec.num_local_experts or spec.num_encoder_layers or spec.dense_layers:
         raise ProfileError(
             f"profile roofline: knows decoders with experts in every layer, not {spec.model_type}; "
             "profile the model"
         )
-    rates = Rates.of(device)
+    durations = expected_s(spec, Rates.of(device))
+    grid = _grid(spec, max_batched_tokens, max_num_seqs)
     share = spec.num_experts_per_tok / spec.num_local_experts
     return Profile.model_validate(
         {
@@ -91,13 +128,18 @@ def roofline_profile(
             "format_version": FORMAT_VERSION,
             "model": spec.to_config(),
             "max_batched_tokens": max_batched_tokens,
-            "kv": {"block_size": BLOCK_SIZE, "num_blocks": _blocks(spec, device)},
+            "kv": {
+                "block_size": BLOCK_SIZE,
+                "num_blocks": max(1, blocks_beside(spec, device.memory_bytes, BLOCK_SIZE)),
+            },
             "router": {
                 "popularity": [[share] * spec.num_local_experts] * spec.num_hidden_layers,
                 "tokens": 1,
                 "distinct": [],
             },
-            "operations": _operations(spec, rates, max_batched_tokens, max_num_seqs),
+            "operations": {
+                name: _cells(durations.get(name, _nothing), points) for name, points in grid.items()
+            },
             "provenance": _provenance(spec, device),
             "verdict": {
                 "stable": True,
@@ -114,55 +156,62 @@ def roofline_profile(
     )
 
 
-def _blocks(spec: ModelSpec, device: Device) -> int:
-    free = KV_SHARE * device.memory_bytes - spec.weight_bytes
-    blocks = int(free // (BLOCK_SIZE * spec.kv_bytes_per_token))
-    if blocks < 1:
-        raise CapacityError(
-            f"hardware.device {device.name}: {KV_SHARE:.0%} of {format_bytes(device.memory_bytes)} "
-            f"do not hold weights of {format_bytes(spec.weight_bytes)} and a KV cache; take a "
-            "larger device"
-        )
-    return blocks
+def on_slice(profile: Profile, device: Device, part: Slice) -> Profile:
+    """Return a profile of a whole device as it would be on a part of it.
+
+    Each cell is scaled by the ratio of its rooflines; what has none (launches, routing, the host)
+    stays as it was. Raises ProfileError where the datasheet does not allow for that.
+    """
+    if part.whole:
+        return profile
+    full = Rates.of(device)
+    own = Rates(
+        flop_per_s=full.flop_per_s * part.compute_share,
+        bytes_per_s=full.bytes_per_s * part.bandwidth_share,
+    )
+    before, after = expected_s(profile.spec, full), expected_s(profile.spec, own)
+    operations = {
+        name: [_scaled(cell, before[name], after[name]) for cell in cells]
+        if name in before
+        else cells
+        for name, cells in profile.operations.items()
+    }
+    source = "scaled" if profile.source == "measured" else profile.source
+    return profile.model_copy(update={"operations": operations, "source": source})
 
 
-def _operations(
-    spec: ModelSpec, rates: Rates, max_batched_tokens: int, max_num_seqs: int
-) -> dict[str, list[dict[str, object]]]:
-    tokens = _doubling(max_batched_tokens)
-    sequences = _doubling(max_num_seqs)
-    experts = spec.num_local_experts
-    kv_bytes = spec.kv_bytes_per_token / spec.num_hidden_layers
-    head = spec.vocab_size * spec.hidden_size
-    width = spec.num_attention_heads * spec.head_dim
+def blocks_beside(spec: ModelSpec, memory_bytes: int, block_size: int) -> int:
+    """Return the KV blocks that fit beside the weights; 0 or less where none does."""
+    free = KV_SHARE * memory_bytes - spec.weight_bytes
+    return int(free // (block_size * spec.kv_bytes_per_token))
 
-    def linear(parameters: int, count: float) -> float:
-        flop, moved = 2 * parameters * count, parameters * spec.dtype_bytes
-        return rates.seconds(flop, moved, LINEAR_COMPUTE, LINEAR_BANDWIDTH)
 
-    def visits(count: float, distinct: float) -> float:
-        flop = 2 * spec.expert_parameters * spec.num_experts_per_tok * count
-        moved = spec.expert_parameters * spec.dtype_bytes * distinct
-        return rates.seconds(flop, moved, EXPERTS_COMPUTE, EXPERTS_BANDWIDTH)
+def _scaled(cell: Cell, before: Callable[..., float], after: Callable[..., float]) -> Cell:
+    was = before(*cell.at)
+    factor = after(*cell.at) / was if was else 1.0
+    return cell.model_copy(update={"median_s": cell.median_s * factor})
 
-    def decode(_: float, context: float) -> float:
-        return kv_bytes * context / (rates.bytes_per_s * DECODE_BANDWIDTH)
 
-    def prefill(new: float, cached: float) -> float:
-        flop = 4 * width * new * (cached + new / 2)  # scores and values, the mask's half left out
-        moved = kv_bytes * (cached + new)
-        return rates.seconds(flop, moved, PREFILL_COMPUTE, DECODE_BANDWIDTH)
+def _nothing(*_: float) -> float:
+    return 0.0
 
+
+def _grid(
+    spec: ModelSpec, max_batched_tokens: int, max_num_seqs: int
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return the points of each operation; curves between them are straight."""
+    tokens, sequences = _doubling(max_batched_tokens), _doubling(max_num_seqs)
+    lone: list[tuple[int, ...]] = [(1,)]
     return {
-        "host": _cells(lambda _: 0.0, [1]),
-        "embedding": _cells(lambda _: 0.0, [1]),
-        "projections": _cells(lambda count: linear(spec.attention_parameters, count), tokens),
-        "router": _cells(lambda _: 0.0, [1]),
-        "experts": _cells(visits, tokens, list(range(1, experts + 1))),
-        "attention_decode": _cells(decode, sequences, [0, LONGEST_CONTEXT]),
-        "attention_prefill": _cells(prefill, _doubling(max_batched_tokens)[1:] or [2], _contexts()),
-        "head": _cells(lambda count: linear(head, count), sequences),
-        "sampling": _cells(lambda _: 0.0, [1]),
+        "host": lone,
+        "embedding": lone,
+        "projections": [(count,) for count in tokens],
+        "router": lone,
+        "experts": list(product(tokens, range(1, spec.num_local_experts + 1))),
+        "attention_decode": list(product(sequences, (0, LONGEST_CONTEXT))),
+        "attention_prefill": list(product(tokens[1:] or [2], _contexts())),
+        "head": [(count,) for count in sequences],
+        "sampling": lone,
     }
 
 
@@ -176,10 +225,9 @@ def _contexts() -> list[int]:
     return [0, *(2**power for power in range(6, 18))]
 
 
-def _cells(seconds: Callable[..., float], *axes: list[int]) -> list[dict[str, object]]:
-    points = [(x,) for x in axes[0]]
-    if len(axes) == 2:
-        points = [(x, y) for x in axes[0] for y in axes[1]]  # type: ignore[misc]
+def _cells(
+    seconds: Callable[..., float], points: Sequence[tuple[int, ...]]
+) -> list[dict[str, object]]:
     return [
         {"at": point, "median_s": seconds(*point), "spread": 0.0, "repeats": 1} for point in points
     ]

@@ -4,7 +4,9 @@ A GPU has 8 memory slices and 7 compute slices. An instance takes memory slices 
 side, from one of the starts that its profile allows; bandwidth goes with the memory slices, SMs
 with the profile. PCIe is not divided. Starts and profile ids: NVIDIA Multi-Instance GPU User Guide,
 "Supported MIG Profiles", and `nvidia-smi mig -lgipp`; SMs, copy engines and usable memory: `-lgip`
-on each GPU. The variants with media engines (`+me`) place like their plain profiles.
+on each GPU. Whatever stays within both sums of slices can be placed on an empty GPU: a property of
+these starts, which the tests establish by trying all. The variants with media engines (`+me`)
+place like their plain profiles and are left out.
 """
 
 from collections import Counter
@@ -200,15 +202,13 @@ def check_layout(device: Device, names: Sequence[str]) -> tuple[Placement, ...]:
     profiles = [find_profile(device, name) for name in names]
     if not profiles:
         raise ScenarioError(f"{device.name}: an empty MIG layout; name at least one profile")
-    placed = _place(profiles)
-    if placed is None:
+    if excess := _excess(profiles):
         nearest = "; ".join(" + ".join(layout) for layout in nearest_layouts(device, names))
         raise CapacityError(
-            f"{device.name}: MIG layout {' + '.join(names)} does not exist: "
-            f"{_excess(profiles) or 'its instances overlap wherever they start'}; "
+            f"{device.name}: MIG layout {' + '.join(names)} does not exist: {excess}; "
             f"nearest that do: {nearest}"
         )
-    return placed
+    return _place(profiles)
 
 
 def valid_layouts(device: Device) -> list[Layout]:
@@ -217,7 +217,7 @@ def valid_layouts(device: Device) -> list[Layout]:
     return [
         tuple(profile.name for profile in layout)
         for layout in _placeable(profiles, ())
-        if not any(_place([*layout, profile]) for profile in profiles)
+        if all(_excess([*layout, profile]) for profile in profiles)
     ]
 
 
@@ -238,34 +238,9 @@ def _placeable(
     """Yield all layouts that begin with `layout` and go on with `profiles`, none of them twice."""
     for index, profile in enumerate(profiles):
         longer = (*layout, profile)
-        if _place(longer) is not None:
+        if not _excess(longer):
             yield longer
             yield from _placeable(profiles[index:], longer)
-
-
-def _place(profiles: Sequence[MigProfile]) -> tuple[Placement, ...] | None:
-    """Return a start for each instance so that none overlap, or None if there is no such choice."""
-    if _excess(profiles):
-        return None
-    order = sorted(range(len(profiles)), key=lambda index: profiles[index].size, reverse=True)
-    found = _search([profiles[index] for index in order], frozenset())
-    if found is None:
-        return None
-    at = dict(zip(order, found, strict=True))
-    return tuple(at[index] for index in range(len(profiles)))
-
-
-def _search(profiles: Sequence[MigProfile], taken: frozenset[int]) -> list[Placement] | None:
-    if not profiles:
-        return []
-    first, *others = profiles
-    for start in first.starts:
-        placement = Placement(profile=first, start=start)
-        if not placement.slices & taken:
-            rest = _search(others, taken | placement.slices)
-            if rest is not None:
-                return [placement, *rest]
-    return None
 
 
 def _excess(profiles: Sequence[MigProfile]) -> str:
@@ -277,3 +252,26 @@ def _excess(profiles: Sequence[MigProfile]) -> str:
     if memory > MEMORY_SLICES:
         return f"it needs {memory} of {MEMORY_SLICES} memory slices"
     return ""
+
+
+def _place(profiles: Sequence[MigProfile]) -> tuple[Placement, ...]:
+    """Choose a start for each instance so that none overlap, the largest first."""
+    order = sorted(range(len(profiles)), key=lambda index: profiles[index].size, reverse=True)
+    found = next(_placements([profiles[index] for index in order], frozenset()))
+    at = dict(zip(order, found, strict=True))
+    return tuple(at[index] for index in range(len(profiles)))
+
+
+def _placements(
+    profiles: Sequence[MigProfile], taken: frozenset[int]
+) -> Iterator[tuple[Placement, ...]]:
+    """Yield every choice of starts beside the slices `taken`."""
+    if not profiles:
+        yield ()
+        return
+    first, *others = profiles
+    for start in first.starts:
+        placement = Placement(profile=first, start=start)
+        if not placement.slices & taken:
+            for rest in _placements(others, taken | placement.slices):
+                yield placement, *rest

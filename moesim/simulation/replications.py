@@ -31,7 +31,8 @@ from moesim.cost.profile import Profile
 from moesim.cost.residuals import resampled
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario
-from moesim.simulation.run import Inputs, Result, load_inputs, simulate
+from moesim.simulation.inputs import Inputs, load_inputs
+from moesim.simulation.run import Result, simulate
 
 Metrics = dict[str, Any]
 """A tree of figures, as `Result.metrics` returns it."""

@@ -1,0 +1,98 @@
+"""What a run starts from: the files behind a scenario, each read once and checked."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from moesim.cost.profile import Profile, load_profile
+from moesim.cost.roofline import roofline_profile
+from moesim.errors import ProfileError
+from moesim.facts.catalog import load_device, load_model
+from moesim.facts.configs import ARCHITECTURES, RUNNABLE
+from moesim.facts.hardware import Device
+from moesim.facts.models import ModelSpec
+from moesim.requests import Traces, load_traces
+from moesim.scenario import PROFILED, ROOFLINE, Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the files behind a scenario say, each read once, for many runs."""
+
+    device: Device | None
+    """The scenario's device; None for the one that was profiled."""
+    profiles: Mapping[str, Profile]
+    """By model."""
+    traces: Traces
+
+
+def load_inputs(scenario: Scenario, profiles: Mapping[str, Profile] | None = None) -> Inputs:
+    """Read the files behind a scenario; raises what `simulate` raises where one does not fit."""
+    device = _device(scenario)
+    return Inputs(
+        device=device,
+        profiles=load_profiles(scenario, profiles or {}, device),
+        traces=load_traces(scenario),
+    )
+
+
+def _device(scenario: Scenario) -> Device | None:
+    """Return the scenario's device; None for the one that was profiled."""
+    name = scenario.hardware.device
+    return None if name == PROFILED else load_device(name, relative_to=scenario.folder)
+
+
+def load_profiles(
+    scenario: Scenario, given: Mapping[str, Profile], device: Device | None
+) -> dict[str, Profile]:
+    """Return each model's profile, checked against the model's shape and the device."""
+    for name in given:
+        if name not in scenario.models:
+            raise ProfileError(
+                f"profile given for {name!r}, which is not one of the scenario's models: "
+                f"{', '.join(scenario.models)}"
+            )
+    profiles = {}
+    for name, model in scenario.models.items():
+        # A roofline knows more architectures than the engine runs.
+        known = ARCHITECTURES if model.profile == ROOFLINE else RUNNABLE
+        folder = scenario.folder
+        spec = load_model(model.architecture, relative_to=folder, architectures=known)
+        profile = given.get(name) or _profile_of(scenario, name, spec, device)
+        _same_shape(name, spec, profile)
+        if device and profile.provenance.device_kind != device.kind:
+            raise ProfileError(
+                f"models.{name}.profile: measured on {profile.provenance.device} "
+                f"({profile.provenance.device_kind}), hardware.device {device.name} is "
+                f"{device.kind}; profile on that device"
+            )
+        profiles[name] = profile
+    return profiles
+
+
+def _profile_of(scenario: Scenario, name: str, spec: ModelSpec, device: Device | None) -> Profile:
+    """Load a model's profile, or draw its roofline."""
+    wanted = scenario.models[name].profile
+    if wanted != ROOFLINE:
+        return load_profile(wanted, relative_to=scenario.folder)
+    if device is None:
+        raise ProfileError(
+            f"models.{name}.profile: roofline needs the datasheet of a hardware.device, which is "
+            f"{PROFILED!r}; name the device"
+        )
+    scheduler = scenario.deployment.scheduler
+    return roofline_profile(
+        spec,
+        device,
+        max_batched_tokens=scheduler.max_batched_tokens,
+        max_num_seqs=scheduler.max_num_seqs,
+    )
+
+
+def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:
+    wanted, measured = asdict(spec), asdict(profile.spec)
+    for field, value in wanted.items():
+        if measured[field] != value:
+            raise ProfileError(
+                f"models.{name}.profile: measured with {field} {measured[field]}, "
+                f"the model has {value}; profile this model"
+            )
