@@ -183,3 +183,23 @@ def test_detect_as_json() -> None:
 
 def test_list_names_what_ships() -> None:
     assert "quickstart" in run("moesim", "list").stdout
+
+
+def test_compare_prints_deployments_side_by_side(tmp_path: Path) -> None:
+    """JSON for scripts, a table for people, a picture; wrong loads and names are one line."""
+    few = ("--replications", 3)
+    done = run("moesim", "compare", "dedicated", "mig", "--json", *few)
+    rows = json.loads(done.stdout)
+    assert {row["deployment"] for row in rows} == {"dedicated", "mig"}
+    assert all(
+        row["ratio"] > 1
+        for row in rows
+        if row["deployment"] == "mig" and row["metric"].endswith("_s")
+    )
+    plot = tmp_path / "plot.html"
+    shown = run("moesim", "compare", "dedicated", "mig", *few, "--plot", plot)
+    assert "times dedicated, run by run" in shown.stdout
+    assert "Mean turnaround" in plot.read_text()
+    assert "compare deployments of one workload" in fails("moesim", "compare", "mig", "quickstart")
+    assert "given twice" in fails("moesim", "compare", "mig", "mig")
+    assert "give numbers" in fails("moesim", "compare", "mig", "dedicated", "--loads", "x")

@@ -27,6 +27,7 @@ GROUND_UP = (
     ("moesim.scenario",),
     ("moesim.requests",),
     ("moesim.simulation",),
+    ("moesim.planning",),
     ("moesim.views", "moesim.evidence"),
     ("moesim.dashboard", "moesim.commands", "moesim.cli"),
 )

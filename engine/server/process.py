@@ -23,8 +23,10 @@ MOST_FILES = 65_536
 def bound_socket(host: str, port: int) -> socket.socket:
     """Take an address, before anything is loaded; it does not listen yet."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        taken = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol named asyncio sends small packets at once, not 40 ms later.
+        taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
     except (OSError, OverflowError) as wrong:

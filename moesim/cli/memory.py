@@ -12,17 +12,10 @@ from moesim.errors import ScenarioError
 from moesim.facts.catalog import load_device, load_model, shipped
 from moesim.facts.configs import ARCHITECTURES
 from moesim.facts.hardware import Device
-from moesim.facts.memory import (
-    BLOCK_TOKENS,
-    RESERVED_SHARE,
-    MemoryDemand,
-    fill_with_experts,
-    plan_memory,
-    remedies,
-    shortfall,
-)
+from moesim.facts.memory import BLOCK_TOKENS, RESERVED_SHARE, MemoryDemand, plan_memory
 from moesim.facts.mig import find_profile, geometry_of
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
+from moesim.facts.remedies import fill_with_experts, remedies, shortfall
 
 HELP = f"""Show what a model, or variants of it that share experts, take on a GPU or a MIG slice.
 

@@ -85,7 +85,7 @@ def latency_cdf(
     }
     longest_s = max((values[-1] for values in samples.values() if values.size), default=0.0)
     unit, per_second = time_unit(longest_s)
-    figure = _figure(LONG_LABELS[metric], f"{LABELS[metric]} [{unit}]", "Requests [%]")
+    figure = new_figure(LONG_LABELS[metric], f"{LABELS[metric]} [{unit}]", "Requests [%]")
     for (name, values), line in zip(samples.items(), _lines(tables), strict=True):
         kept = _thinned(values.size)
         figure.add_scatter(
@@ -109,7 +109,7 @@ def latency_cdf(
 
 def running_over_time(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw how many requests were in the system, waiting or running, at each moment."""
-    figure = _figure("Requests in the system", "Time [s]", "Requests waiting or running")
+    figure = new_figure("Requests in the system", "Time [s]", "Requests waiting or running")
     for (name, records), line in zip(tables.items(), _lines(tables), strict=True):
         times, counts = _in_system(records)
         kept = _thinned(times.size)
@@ -163,7 +163,7 @@ def errors(comparison: pd.DataFrame) -> Figure:
         spread=100 * rows["spread"].astype(float),
     )
     band = 100 * TOLERANCE
-    figure = _figure("Prediction error of each figure", f"Error (shaded: ± {band:.0f} %)", "")
+    figure = new_figure("Prediction error of each figure", f"Error (shaded: ± {band:.0f} %)", "")
     figure.add_vrect(x0=-band, x1=band, fillcolor="#edf3f9", line_width=0, layer="below")
     _add_spread(figure, rows)
     _add_errors(figure, rows[rows["close"]], "error, close", PREDICTED, "circle")
@@ -177,7 +177,7 @@ def errors(comparison: pd.DataFrame) -> Figure:
 
 def _laid_out(figure: Figure, rows: int) -> Figure:
     """Give panels the looks of the other charts."""
-    look = _figure("Over time", "", "").layout
+    look = new_figure("Over time", "", "").layout
     axis = {"gridcolor": FAINT, "linecolor": INK, "ticks": "outside", "rangemode": "tozero"}
     figure.update_layout(
         title=look.title,
@@ -253,7 +253,8 @@ def _add_errors(figure: Figure, rows: pd.DataFrame, name: str, colour: str, symb
         )
 
 
-def _figure(title: str, x_title: str, y_title: str) -> Figure:
+def new_figure(title: str, x_title: str, y_title: str) -> Figure:
+    """Return an empty figure in the project's looks."""
     axis = {"gridcolor": FAINT, "linecolor": INK, "ticks": "outside", "automargin": True}
     return Figure(
         layout={

@@ -7,7 +7,7 @@ from pathlib import Path
 from moesim.facts.memory import MemoryPlan
 from moesim.files import write_text
 from moesim.units import GIB
-from moesim.views.charts import INK, MEASURED, OTHERS, PREDICTED, Figure, _figure
+from moesim.views.charts import INK, MEASURED, OTHERS, PREDICTED, Figure, new_figure
 from moesim.views.report import _embedded, _page
 
 COLOURS = (PREDICTED, *OTHERS[:1], OTHERS[3], OTHERS[4], OTHERS[2], MEASURED[1])
@@ -19,7 +19,7 @@ BAR_HEIGHT = 60
 
 def memory_chart(plans: Mapping[str, MemoryPlan]) -> Figure:
     """Draw the parts of each plan as a stacked bar, with a mark where its slice ends."""
-    figure = _figure("What sits on the slice", "Memory [GiB]", "")
+    figure = new_figure("What sits on the slice", "Memory [GiB]", "")
     names = [escape(name) for name in plans]
     parts = [plan.parts for plan in plans.values()]
     for part, colour in zip(parts[0], COLOURS, strict=True):

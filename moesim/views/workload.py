@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moesim.files import write_text
 from moesim.traffic.servegen import QUANTILES
 from moesim.traffic.statistics import rates_over_time
-from moesim.views.charts import DASHES, INSIDE, OTHERS, PREDICTED, Figure, _figure, _thinned
+from moesim.views.charts import DASHES, INSIDE, OTHERS, PREDICTED, Figure, _thinned, new_figure
 from moesim.views.report import _embedded, _page
 from moesim.views.workload_terminal import TIME_UNITS
 
@@ -50,7 +50,7 @@ def length_cdf(lengths: Mapping[str, Floats], title: str = "Lengths") -> Figure:
 
     Zeros, which such an axis does not have, count in the share.
     """
-    figure = _figure(title, "Length [tokens]", "Requests [%]")
+    figure = new_figure(title, "Length [tokens]", "Requests [%]")
     for (name, values), line in zip(lengths.items(), _lines(len(lengths)), strict=True):
         ordered = np.sort(values)
         kept = _thinned(ordered.size)
@@ -69,7 +69,7 @@ def length_cdf(lengths: Mapping[str, Floats], title: str = "Lengths") -> Figure:
 
 def client_shares(rates: pd.DataFrame) -> Figure:
     """Draw how much of the traffic the busiest ServeGen clients bring together."""
-    figure = _figure("Traffic of the busiest clients", "Clients", "Requests [%]")
+    figure = new_figure("Traffic of the busiest clients", "Clients", "Requests [%]")
     so_far = rates["rate_per_s"].cumsum() / rates["rate_per_s"].sum()
     figure.add_scatter(
         x=np.arange(1, len(rates) + 1),
@@ -120,7 +120,7 @@ def _rate_figure(curves: Mapping[str, tuple[Floats, Floats]], y_title: str) -> F
     """Draw rates that hold from each of their times on."""
     end_s = max((float(times[-1]) for times, _ in curves.values() if times.size), default=0.0)
     unit_s, unit = next(((s, u) for least, s, u in TIME_UNITS if end_s >= least), (1, "s"))
-    figure = _figure("Rate over time", f"Time [{unit}]", y_title)
+    figure = new_figure("Rate over time", f"Time [{unit}]", y_title)
     for (name, (times, rates)), line in zip(curves.items(), _lines(len(curves)), strict=True):
         figure.add_scatter(
             x=times / unit_s,

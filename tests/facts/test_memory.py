@@ -1,4 +1,4 @@
-"""What fits on a device, and the arithmetic of a refusal."""
+"""What fits on a device, the arithmetic of a refusal, and the remedies it names."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,19 +11,11 @@ from moesim.cost.profile import Profile
 from moesim.errors import CapacityError, ScenarioError
 from moesim.facts.catalog import load_device, load_model
 from moesim.facts.configs import ARCHITECTURES
-from moesim.facts.memory import (
-    MemoryDemand,
-    activation_bytes,
-    fill_with_experts,
-    place_replica,
-    plan_memory,
-    remedies,
-    require_fit,
-    shortfall,
-)
+from moesim.facts.memory import MemoryDemand, activation_bytes, place_replica, plan_memory
 from moesim.facts.mig import find_profile
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
+from moesim.facts.remedies import fill_with_experts, remedies, require_fit, shortfall
 
 GIB = 2**30
 A100 = load_device("a100-sxm-80gb")

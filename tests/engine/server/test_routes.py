@@ -253,9 +253,7 @@ async def test_models_are_listed(client: httpx2.AsyncClient) -> None:
     assert (card["tokenizer"], card["max_model_len"]) == ("bytes", 2048)
 
 
-async def test_metrics_count_what_was_served(
-    client: httpx2.AsyncClient, service: Service
-) -> None:
+async def test_metrics_count_what_was_served(client: httpx2.AsyncClient, service: Service) -> None:
     """Under vLLM's names, and as the records have it."""
     await ask(client, **GREEDY)
     await ask(client, **GREEDY, stop_token_ids=list(range(64)))

@@ -1,0 +1,1 @@
+"""Questions over several scenarios: which deployment, at which load."""

@@ -1,0 +1,94 @@
+"""Deployments side by side: pairing by run, figures, and what does not compare."""
+
+import numpy as np
+import pytest
+
+from moesim.errors import ScenarioError
+from moesim.planning.side_by_side import FIGURES, same_traffic, side_by_side
+from moesim.scenario import Scenario, scenario_from
+from moesim.simulation.replications import Replications, replicate
+
+
+def scenario(name: str, *, replicas: int = 1, rate_per_s: float = 8.0) -> Scenario:
+    return scenario_from(
+        {
+            "name": name,
+            "duration_s": 20,
+            "models": {"m": {"architecture": "demo-moe", "profile": "demo-cpu"}},
+            "tenants": {
+                "t": {
+                    "model": "m",
+                    "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
+                    "prompt_tokens": {"kind": "fixed", "tokens": 80},
+                    "output_tokens": {"kind": "fixed", "tokens": 20},
+                    "slo": {"turnaround_s": 0.6},
+                }
+            },
+            "hardware": {"device": "cpu-2core", "count": 2},
+            "deployment": {"kind": "dedicated", "replicas": replicas},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Replications]:
+    """One replica and two, nine runs each."""
+    return {
+        name: replicate(scenario(name, replicas=count), replications=9)
+        for name, count in (("one", 1), ("two", 2))
+    }
+
+
+def test_a_row_for_each_figure(found: dict[str, Replications]) -> None:
+    """The medians and ends are those of the replications' own metrics."""
+    table = side_by_side(found).set_index(["deployment", "metric", "statistic"])
+    assert len(table) == 2 * len(FIGURES)
+    metrics = found["two"].metrics()
+    row = table.loc[("two", "turnaround_s", "mean")]
+    assert row["median"] == metrics["overall"]["turnaround_s"]["mean"]
+    assert [row["low"], row["high"]] == metrics["intervals"]["overall"]["turnaround_s"]["mean"]
+    assert table.loc[("two", "goodput_rps", ""), "median"] == metrics["overall"]["goodput_rps"]
+
+
+def test_the_first_is_the_measure(found: dict[str, Replications]) -> None:
+    """Its own ratios are 1, whatever chance did."""
+    table = side_by_side(found)
+    own = table[table["deployment"] == "one"]
+    assert (own[["ratio", "ratio_low", "ratio_high"]].to_numpy() == 1).all()
+
+
+def test_pairing_takes_chance_out(found: dict[str, Replications]) -> None:
+    """Two replicas answer sooner in every single run, though the intervals overlap."""
+    table = side_by_side(found).set_index(["deployment", "metric", "statistic"])
+    figure = ("turnaround_s", "mean")
+    one, two = table.loc[("one", *figure)], table.loc[("two", *figure)]
+    assert two["ratio_high"] < 1
+    paired = np.log(two["ratio_high"] / two["ratio_low"])
+    unpaired = np.log(two["high"] / two["low"]) + np.log(one["high"] / one["low"])
+    assert paired < unpaired
+
+
+def test_single_runs_have_a_ratio_and_no_interval() -> None:
+    """One run each: the ratio of these two."""
+    single = {
+        name: replicate(scenario(name, replicas=count), replications=1)
+        for name, count in (("one", 1), ("two", 2))
+    }
+    row = side_by_side(single).set_index(["deployment", "metric", "statistic"])
+    two = row.loc[("two", "ttft_s", "p50")]
+    assert np.isnan(two["low"])
+    assert two["ratio"] == two["ratio_low"] < 1
+
+
+def test_other_traffic_does_not_compare() -> None:
+    """The scenario and the tenant are named."""
+    with pytest.raises(ScenarioError, match=r"b: tenants.t: not as in a"):
+        same_traffic({"a": scenario("a"), "b": scenario("b", rate_per_s=9.0)})
+
+
+def test_deployments_of_one_workload_compare() -> None:
+    """Replicas and names may differ."""
+    same_traffic({"a": scenario("a"), "b": scenario("b", replicas=2)})
+    longer = scenario("b").model_copy(update={"duration_s": 30})
+    with pytest.raises(ScenarioError, match=r"b: duration_s: 30, in a it is 20"):
+        same_traffic({"a": scenario("a"), "b": longer})
