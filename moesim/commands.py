@@ -41,6 +41,9 @@ class Commands(TyperGroup):
         except TyperException as wrong:
             _say(f"error: {wrong.format_message()}")
             raise SystemExit(2) from None
+        except MemoryError:
+            _say("error: out of memory; simulate fewer requests or a shorter time")
+            raise SystemExit(2) from None
         except KeyboardInterrupt:
             _say(self.interrupted)
             raise SystemExit(130) from None

@@ -20,6 +20,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise ScenarioError(f"{path}: is a folder; give a file name")
+    path = path.resolve()  # a link stays one, what it points to is replaced
+    if path.exists() and not path.is_file():
+        raise ScenarioError(f"{path}: is a device or a pipe; give a file name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(
@@ -32,6 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield Path(draft)
         Path(draft).chmod(0o644)
         Path(draft).replace(path)
+    except OSError as wrong:
+        raise ScenarioError(f"{path}: cannot be written ({wrong.strerror or wrong})") from None
     finally:
         Path(draft).unlink(missing_ok=True)
 

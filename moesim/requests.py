@@ -81,6 +81,9 @@ def load_traces(scenario: Scenario) -> Traces:
         },
     )
 
+MOST_REQUESTS = 2e7
+"""Requests of a tenant beyond which memory would not do: about a kilobyte each."""
+
 
 def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -> pd.DataFrame:
     """Draw a scenario's requests in order of arrival, columns as in `Request`, numbered from 0.
@@ -94,6 +97,7 @@ def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -
     """
     if seed < 0:
         raise ScenarioError(f"seed: {seed} must not be negative")
+    _check_size(scenario)
     traces = traces or load_traces(scenario)
     frames = [
         _tenant_requests(name, tenant, scenario, seed, traces)
@@ -108,6 +112,22 @@ def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -
         )
     merged.insert(0, "request_id", np.arange(len(merged)))
     return merged
+
+
+def _check_size(scenario: Scenario) -> None:
+    """Raise ScenarioError before memory runs out over a slip of the pen."""
+    for name, tenant in scenario.tenants.items():
+        rate_per_s = getattr(tenant.arrivals, "rate_per_s", 0.0)
+        if isinstance(tenant.arrivals, Users):
+            # Nobody asks more often than thinking and a first token allow.
+            rate_per_s = tenant.arrivals.count / max(1e-2, tenant.arrivals.think_s)
+        expected = rate_per_s * scenario.duration_s
+        if expected > MOST_REQUESTS:
+            raise ScenarioError(
+                f"tenants.{name}: about {expected:.2g} requests in duration_s "
+                f"{scenario.duration_s:g}, more than {MOST_REQUESTS:.0g} at once; simulate a "
+                "shorter time"
+            )
 
 
 def requests_of(scenario: Scenario, seed: int) -> list[Request]:

@@ -237,6 +237,9 @@ class Scenario(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for name in (*self.models, *self.tenants):
+            if name.encode(errors="replace").decode() != name:
+                raise ValueError(f"{name!r}: a name must be text that can be written in UTF-8")
         for name, tenant in self.tenants.items():
             if tenant.model not in self.models:
                 raise ValueError(
@@ -424,6 +427,8 @@ def _explain(wrong: ValidationError, content: Any) -> str:
         context = first["ctx"]
         key = context["discriminator"].strip("'")
         return f"{field}.{key}: {context['tag']!r}: must be one of {context['expected_tags']}"
+    if first["type"] == "union_tag_not_found":
+        return f"{field}.kind: missing; say which"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(first["input"], (str, int, float, bool)):

@@ -30,7 +30,7 @@ class Answers:
         self._open = {job.index: job.request_id for job in jobs}
         self._seats = len(jobs)
         self._take_seats(jobs)
-        service.open += 1
+        service.open.add(self)
         try:
             for job in jobs:
                 model.worker.submit(job)
@@ -64,14 +64,18 @@ class Answers:
             watch.cancel()
             self.close()
 
+    def dismiss(self, why: ApiError) -> None:
+        """End the answer with an error, after the tokens that have come already."""
+        self._letters.put_nowait(why)
+
     def close(self) -> None:
         """Cancel what has not ended, and leave the seats."""
         for request_id in self._open.values():
             self._model.worker.cancel(request_id)
         self._open.clear()
         self._model.leave_seats(self._seats)
-        self._service.open -= 1 if self._seats else 0
         self._seats = 0
+        self._service.open.discard(self)
 
     def _take_seats(self, jobs: list[Job]) -> None:
         try:

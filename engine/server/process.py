@@ -1,7 +1,8 @@
 """The server as a process: its socket, its signals, its end.
 
 The first SIGTERM or SIGINT drains: new requests get 503, those that run are finished, then the
-process ends with exit code 0. A second one ends it at once.
+process ends with exit code 0. When the time for that is over, or at a second signal, the answers
+that are left end with an error.
 """
 
 import resource
@@ -27,9 +28,13 @@ def bound_socket(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         # With the protocol named asyncio sends small packets at once, not 40 ms later.
         taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-    except (OSError, OverflowError) as wrong:
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
+    except (OSError, UnicodeError) as wrong:
         raise EngineError(f"--host {host} --port {port}: {wrong}; choose another") from None
     return taken
 
@@ -68,11 +73,10 @@ class DrainingServer(uvicorn.Server):
         self._deadline_s = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; at once at the second signal. Signals are not raised again."""
-        if self._service.draining:
-            self.should_exit = self.force_exit = True
+        """Begin to drain; at the second signal there is no more time. None is raised again."""
+        granted_s = 0.0 if self._service.draining else self._drain_s
         self._service.draining = True
-        self._deadline_s = time.monotonic() + self._drain_s
+        self._deadline_s = time.monotonic() + granted_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
@@ -84,7 +88,9 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Leave once everything is answered, or the time for it is over."""
-        if self._service.draining:
-            late = time.monotonic() >= self._deadline_s
-            self.should_exit |= late or not self._service.open
+        if time.monotonic() >= self._deadline_s:
+            self._service.hang_up()
+            self.should_exit = True
+        elif self._service.draining:
+            self.should_exit = not self._service.open
         return await super().on_tick(counter)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 from engine.serve.clock import Clock
 from engine.server.errors import ApiError, overloaded, unavailable
@@ -64,9 +65,19 @@ class ServedModel:
         self.accepted -= count
 
 
+class Guest(Protocol):
+    """A request that is being answered."""
+
+    def dismiss(self, why: ApiError) -> None:
+        """End the answer with an error."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Service:
-    """The models by name; `kept` collects the records of what has ended, where they are wanted."""
+    """The models by name, and the requests that are `open`.
+
+    `kept` collects the records of what has ended, where they are wanted.
+    """
 
     models: dict[str, ServedModel]
     clock: Clock
@@ -74,7 +85,7 @@ class Service:
     api_key: str = ""
     kept: list[Record] | None = None
     draining: bool = False
-    open: int = 0
+    open: set[Guest] = field(default_factory=set)
     _ids: Iterator[int] = field(default_factory=count)
 
     @property
@@ -97,6 +108,11 @@ class Service:
         """Raise ApiError 503 where no more requests are taken."""
         if self.draining:
             raise unavailable("the server is shutting down")
+
+    def hang_up(self) -> None:
+        """End every open answer: there is no more time."""
+        for guest in self.open:
+            guest.dismiss(unavailable("the server is shutting down"))
 
     def next_id(self) -> int:
         """Return an id that no other request has."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 HELP = """Compare deployments: scenarios of the same tenants, the first the one to compare with.
 
 All meet the same requests and the same errors of their profiles, run by run, so that the ratios
-hold what the deployments themselves do. Shown is the median over runs and [low, high], between
-which nine in ten single runs fall.
+hold what the deployments themselves do. Shown is the median over runs, and from where to
+where nine in ten single runs fall.
 
 Examples:
 

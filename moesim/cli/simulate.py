@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HELP = """Simulate a scenario and print its latencies, throughput and goodput.
 
 It is run several times, with other draws of arrivals and lengths and with the profile redrawn
-within its errors. Shown is the median of these runs and [low, high], between which nine in ten
-single runs fall; files and timeline are of the first run, with the profile as measured.
+within its errors. Shown is the median of these runs, and from where to where nine in ten single
+runs fall; files and timeline are of the first run, with the profile as measured.
 
 Examples:
 
@@ -109,9 +109,10 @@ def _write_files(
         _write_folder(out, scenario, first, metrics)
         said.append(f"records, metrics and scenario written to {out}/")
     if timeline is not None:
-        from moesim.views.timeline import write_timeline
+        from moesim.views.timeline import copies_of, write_timeline
 
-        write_timeline(timeline, first.records, first.logs)
+        spans = copies_of(first.copies)
+        write_timeline(timeline, first.records, first.logs, spans=spans)
         said.append(f"timeline written to {timeline}; open it at ui.perfetto.dev")
     if series is not None:
         write_text(series, first.series().to_csv(index=False))

@@ -59,6 +59,12 @@ class Iterations:
         return np.asarray(steps * (self.first_s + self.growth_s * (steps - 1) / 2))
 
     @property
+    def late_ended(self) -> Integers:
+        """How many late gaps end with each run, (R,)."""
+        run = np.searchsorted(self.start_s, self.late.until_s, side="left") - 1
+        return np.bincount(run, minlength=len(self)).astype(np.int64)
+
+    @property
     def gaps(self) -> int:
         """Gaps between tokens, regular and late."""
         return int(self.iterations @ self.sequences) + len(self.late.request_id)

@@ -55,6 +55,11 @@ class KvCache:
         """Return how many of these kept blocks nobody uses, so that they count as free."""
         return 0
 
+    @property
+    def shared_in_use(self) -> int:
+        """Blocks that sequences share by name, each counted once."""
+        return 0
+
     def hold(self, prefix: Row[int], wanted: int) -> bool:
         """Share the blocks of `prefix` and take the rest of `wanted`; False if too few are free."""
         return self.resize(0, wanted)
@@ -101,6 +106,11 @@ class PrefixCache(KvCache):
     def unused(self, prefix: Row[int]) -> int:
         """Return how many of these kept blocks nobody uses."""
         return sum(name in self._unused for name in prefix)
+
+    @property
+    def shared_in_use(self) -> int:
+        """Blocks that sequences share by name, each counted once."""
+        return len(self._users) - len(self._unused)
 
     def hold(self, prefix: Row[int], wanted: int) -> bool:
         """Share the kept blocks of `prefix` and take the rest of `wanted` as new ones."""

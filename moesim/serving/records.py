@@ -95,13 +95,13 @@ class Ledger:
             record = self.records[sequence.request_id]
             record.finish_s = now
             record.preemptions = sequence.preemptions
+            record.swaps = sequence.swaps
             record.outcome = COMPLETED
         self._log(batch, regular, now)
 
     def _log(self, batch: Batch, regular: int, now: float) -> None:
-        context = sum(chunk.context for chunk in batch.chunks)
         duration_s = now - self._begun_s
-        row = (self._begun_s, duration_s, 0.0, 1, regular, batch.tokens, context)
+        row = (self._begun_s, duration_s, 0.0, 1, regular, batch.tokens, batch.cached_tokens)
         self._runs.append(row)
         self._ended_s = now
 

@@ -111,13 +111,18 @@ class Scheduler:
         if self.limits.policy.mixed:
             left = self._continue_running(batch, budget)
             self._admit(batch, left)
-            return batch
-        if not (self.waiting and self.waiting.head().swapped):
+        else:
             self._admit(batch, budget)
-        if not batch.chunks:
-            left = self._continue_running(batch, budget)
-            self._admit(batch, left, swapped_only=True)
+            if not batch.chunks:
+                left = self._continue_running(batch, budget)
+                self._admit(batch, left, swapped_only=True)
+        batch.cached_tokens = self.cached_tokens()
         return batch
+
+    def cached_tokens(self) -> int:
+        """Return the tokens in the KV cache, those that sequences share counted once."""
+        own = sum([s.computed - s.shared * self.cache.block_size for s in self.running])
+        return own + self.cache.shared_in_use * self.cache.block_size
 
     def advance(self, batch: Batch) -> tuple[list[Sequence], list[Sequence]]:
         """Account for an iteration that ran; return who emitted a token and who finished."""
@@ -292,6 +297,7 @@ class Scheduler:
         self.cache.release((), sequence.blocks)
         self.free_swap_blocks -= sequence.blocks
         sequence.swapped = True
+        sequence.swaps += 1
         batch.swapped_out.append(sequence)
         batch.swapped_blocks += sequence.blocks
 

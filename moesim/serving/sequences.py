@@ -26,6 +26,7 @@ class Sequence:
     shared: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
+    swaps: int = 0
     swapped: bool = False
     last_token_s: float = float("nan")
 
@@ -77,6 +78,8 @@ class Batch:
     swapped_out: list[Sequence] = field(default_factory=list)
     swapped_in: list[Sequence] = field(default_factory=list)
     swapped_blocks: int = 0
+    cached_tokens: int = 0
+    """Tokens in the KV cache before the iteration, those that sequences share counted once."""
 
     @property
     def tokens(self) -> int:

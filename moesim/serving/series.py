@@ -125,7 +125,7 @@ def _cached_token_seconds(log: Iterations, at: _Places) -> Floats:
 
 
 def _prompt_tokens(log: Iterations, at: _Places) -> Floats:
-    prompt = (log.tokens - log.sequences) * log.iterations
+    prompt = (log.tokens - log.sequences) * log.iterations - log.late_ended
     return _before(prompt)[at.row] + prompt[at.row] * at.into_s / log.duration_s[at.row]
 
 

@@ -16,6 +16,9 @@ from moesim.requests import Request
 from moesim.serving.iterations import Iterations, iterations_from
 from moesim.serving.sequences import Sequence
 
+Copy = tuple[float, float, int]
+"""Blocks copied between device and host memory: start [s], duration [s], blocks."""
+
 
 @dataclass(slots=True)
 class Stream:
@@ -39,6 +42,7 @@ class Stream:
     first_token_s: list[float] = field(default_factory=list)
     finish_s: list[float] = field(default_factory=list)
     preemptions: dict[int, int] = field(default_factory=dict)
+    swaps: dict[int, int] = field(default_factory=dict)
     cached_tokens: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -117,6 +121,7 @@ class Course:
     peak_running: int = 0
     runs: list[NDArray[np.float64]] = field(default_factory=list)
     late: list[tuple[int, float, float]] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
 
     def log(self, request_ids: NDArray[np.int64]) -> Iterations:
         """Return the log of all iterations; `request_ids` are those of the stream's requests."""

@@ -47,16 +47,19 @@ def replicas_of(
     limits = limits_of(scenario, profile.spec, block_size)
     tenants = {name: t for name, t in scenario.tenants.items() if t.model == model}
     block_bytes = block_size * profile.spec.kv_bytes_per_token
+    costs: dict[Slice | None, CostModel] = {}  # one for all replicas on slices of a kind
     for index, part in enumerate(slices_of(scenario, model, device)):
+        if part not in costs:
+            costs[part] = CostModel(
+                on_slice(profile, device, part) if device and part else profile,
+                max_batched_tokens=limits.max_batched_tokens,
+                max_num_seqs=limits.max_num_seqs,
+            )
         yield Replica(
             name=f"{model}/{index}",
             limits=limits,
             cache=cache_of(scenario, _num_blocks(scenario, model, profile, part), block_size),
-            cost=CostModel(
-                on_slice(profile, device, part) if device and part else profile,
-                max_batched_tokens=limits.max_batched_tokens,
-                max_num_seqs=limits.max_num_seqs,
-            ),
+            cost=costs[part],
             # With one tenant there is only the order of arrival.
             order=scheduler.order if len(tenants) > 1 else "fcfs",
             priorities=_by_tenant(tenants, "priority") if scheduler.order == "priority" else {},

@@ -156,9 +156,10 @@ class Drive:
         scheduler, course = self.scheduler, self.course
         running = scheduler.running
         count = len(running)
-        context = sum(sequence.computed for sequence in running)
-        self._rows.append((start_s, step.base_s, step.growth_s, iterations, count, count, context))
+        cached = scheduler.cached_tokens()
+        self._rows.append((start_s, step.base_s, step.growth_s, iterations, count, count, cached))
         course.batched_tokens += iterations * count
+        context = sum([sequence.computed for sequence in running])
         self.replica.cost.asked.include(context=context + count * iterations)
         for sequence in running:
             sequence.computed += iterations
@@ -175,7 +176,9 @@ class Drive:
         """Account for one iteration that the scheduler put together."""
         course, stream = self.course, self.stream
         tokens = batch.tokens
-        context = sum(chunk.context for chunk in batch.chunks)
+        if batch.swapped_blocks:
+            copied_s = batch.swapped_blocks * self.replica.swap_block_s
+            course.copies.append((start_s, copied_s, batch.swapped_blocks))
         emitted, finished = self.scheduler.advance(batch)
         regular = 0
         for sequence in emitted:
@@ -187,7 +190,7 @@ class Drive:
                 gap = (sequence.request_id, sequence.last_token_s, course.now_s)
                 course.late.append(gap)
             sequence.last_token_s = course.now_s
-        self._rows.append((start_s, duration_s, 0.0, 1, regular, tokens, context))
+        self._rows.append((start_s, duration_s, 0.0, 1, regular, tokens, batch.cached_tokens))
         course.batched_tokens += tokens
         return finished
 
@@ -198,5 +201,7 @@ class Drive:
     def _note(self, sequence: Sequence) -> None:
         if sequence.preemptions:
             self.stream.preemptions[sequence.request_id] = sequence.preemptions
+        if sequence.swaps:
+            self.stream.swaps[sequence.request_id] = sequence.swaps
         if sequence.cached_tokens:
             self.stream.cached_tokens[sequence.request_id] = sequence.cached_tokens

@@ -72,6 +72,7 @@ class Jumper:
             log=self._course.log(ids[self._accepted]),
             usage=Usage.of(self._replica, self._course),
             basis=self._replica.cost.basis(),
+            copies=tuple(self._course.copies),
         )
 
     def _serve(self) -> Waiting:

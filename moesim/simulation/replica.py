@@ -15,7 +15,7 @@ from moesim.serving.queues import queue_of
 from moesim.serving.records import COLUMNS, COMPLETED, REFUSED
 from moesim.serving.scheduling import Limits, Scheduler, refusal
 from moesim.serving.sequences import Batch, Sequence
-from moesim.simulation.course import Course, Stream
+from moesim.simulation.course import Copy, Course, Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,7 @@ class Served:
     log: Iterations
     usage: Usage
     basis: dict[str, str]
+    copies: tuple[Copy, ...] = ()
 
 
 def refused_of(replica: Replica, requests: pd.DataFrame) -> NDArray[np.bool]:
@@ -140,7 +141,7 @@ def records_of(
         times[name][served] = getattr(stream, name)
     places = np.flatnonzero(served)
     counts = {}
-    for name in ("preemptions", "cached_tokens"):
+    for name in ("preemptions", "cached_tokens", "swaps"):
         counts[name] = np.zeros(count, dtype=np.int64)
         for place, value in getattr(stream, name).items():
             counts[name][places[place]] = value
@@ -161,7 +162,6 @@ def records_of(
         "prompt_tokens": prompt,
         "output_tokens": output,
         **counts,
-        "swaps": 0,
         "expert_misses": 0,
         "outcome": np.where(refused, REFUSED, COMPLETED) if refused.any() else COMPLETED,
         "detail": details,

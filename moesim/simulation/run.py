@@ -19,6 +19,7 @@ from moesim.serving.iterations import Iterations
 from moesim.serving.metrics import SloTargets, summarise
 from moesim.serving.series import time_series
 from moesim.serving.steady import steady_state
+from moesim.simulation.course import Copy
 from moesim.simulation.deploy import replicas_of
 from moesim.simulation.inputs import Inputs, load_inputs
 from moesim.simulation.prefixes import shared_names, with_block_names
@@ -37,6 +38,7 @@ class Result:
     seed: int
     records: pd.DataFrame
     logs: Mapping[str, Iterations]
+    copies: Mapping[str, tuple[Copy, ...]]
     replicas: pd.DataFrame
     basis: dict[str, str]
     warnings: tuple[str, ...]
@@ -90,13 +92,14 @@ def simulate(
         model: list(replicas_of(scenario, model, profile, inputs.device))
         for model, profile in inputs.profiles.items()
     }
-    tables, logs, usages, bases = [], {}, [], []
+    tables, logs, copies, usages, bases = [], {}, {}, [], []
     for part in chain(
         _open_loop(scenario, replicas, requests, stepwise=stepwise),
         _on_stage(scenario, replicas, requests, seed, stepwise=stepwise),
     ):
         tables.append(part.records)
         logs[part.usage.replica] = part.log
+        copies[part.usage.replica] = part.copies
         usages.append(part.usage)
         bases.append(part.basis)
     del requests  # a million of them need not be held beside their records
@@ -107,6 +110,7 @@ def simulate(
         seed=seed,
         records=records,
         logs=logs,
+        copies=copies,
         replicas=_usage_frame(usages, records),
         basis=basis,
         warnings=tuple(_warnings(inputs.profiles, basis)),

@@ -30,4 +30,5 @@ def serve(replica: Replica, requests: pd.DataFrame) -> Served:
         log=course.log(accepted["request_id"].to_numpy()),
         usage=Usage.of(replica, course),
         basis=replica.cost.basis(),
+        copies=tuple(course.copies),
     )

@@ -13,6 +13,7 @@ import simpy
 from moesim.requests import Request, requests_from
 from moesim.serving.records import Ledger, Record
 from moesim.serving.sequences import Sequence
+from moesim.simulation.course import Copy
 from moesim.simulation.replica import Replica, Served, Usage
 
 Waiting = Generator[simpy.Event, None, None]
@@ -39,6 +40,7 @@ class Stepper:
         self._scheduler = replica.scheduler()
         self._arriving = deque(requests or [])
         self._inbox: list[Sequence] = []
+        self._copies: list[Copy] = []
         self._done: dict[int, simpy.Event] = {}
         self._woken = env.event()
         env.process(self._serve())
@@ -64,6 +66,7 @@ class Stepper:
             log=self.ledger.log(),
             usage=self.usage,
             basis=self._replica.cost.basis(),
+            copies=tuple(self._copies),
         )
 
     def _serve(self) -> Waiting:
@@ -97,6 +100,9 @@ class Stepper:
         batch = self._scheduler.schedule()
         self.ledger.scheduled(batch, self._env.now)
         duration_s = self._replica.iteration_s(batch)
+        if batch.swapped_blocks:
+            copied_s = batch.swapped_blocks * self._replica.swap_block_s
+            self._copies.append((self._env.now, copied_s, batch.swapped_blocks))
         self._account(batch.tokens, duration_s)
         yield self._env.timeout(duration_s)
         emitted, finished = self._scheduler.advance(batch)

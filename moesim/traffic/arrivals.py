@@ -46,7 +46,8 @@ class Gamma(ArrivalProcess):
         """Draw the arrival times in `[0, duration_s)`."""
         shape = self.cv**-2
         scale = 1 / (self.rate_per_s * shape)
-        return renewal(lambda n: rng.gamma(shape, scale, n), self.rate_per_s, duration_s)
+        first = gamma_wait(shape, scale, rng)
+        return renewal(lambda n: rng.gamma(shape, scale, n), self.rate_per_s, duration_s, first)
 
 
 class Weibull(ArrivalProcess):
@@ -63,7 +64,10 @@ class Weibull(ArrivalProcess):
         """Draw the arrival times in `[0, duration_s)`."""
         shape = weibull_shape(self.cv)
         scale = 1 / (self.rate_per_s * gamma(1 + 1 / shape))
-        return renewal(lambda n: scale * rng.weibull(shape, n), self.rate_per_s, duration_s)
+        # A gap that a moment falls into is longer than most: its law is x f(x) / mean.
+        gap = scale * rng.gamma(1 + 1 / shape) ** (1 / shape)
+        first = float(rng.random() * gap)
+        return renewal(lambda n: scale * rng.weibull(shape, n), self.rate_per_s, duration_s, first)
 
 
 class Constant(ArrivalProcess):
@@ -80,14 +84,32 @@ class Constant(ArrivalProcess):
         return (np.arange(max(count, 0), dtype=np.float64) + 0.5) / self.rate_per_s
 
 
-def renewal(gaps: Gaps, rate_per_s: float, duration_s: float) -> NDArray[np.float64]:
-    """Sum gaps until they pass `duration_s`; the first arrival comes after one gap."""
+def renewal(
+    gaps: Gaps, rate_per_s: float, duration_s: float, first_s: float | None = None
+) -> NDArray[np.float64]:
+    """Sum gaps until they pass `duration_s`; the first arrival comes at `first_s`, or after a gap.
+
+    Where gaps vary, the wait for the first is no gap: the process has run since long before.
+    """
     chunk = max(16, int(1.2 * rate_per_s * duration_s) + 16)
-    times = np.cumsum(gaps(chunk))
+    steps = gaps(chunk)
+    if first_s is not None:
+        steps[0] = first_s
+    times = np.cumsum(steps)
     while times[-1] < duration_s:
         times = np.concatenate([times, times[-1] + np.cumsum(gaps(chunk))])
     inside: NDArray[np.float64] = times[times < duration_s]
     return inside
+
+
+def gamma_wait(shape: float, scale: float, rng: np.random.Generator) -> float:
+    """Draw the wait from any moment to the next arrival, gaps being gamma.
+
+    A part, uniform, of the gap that the moment falls into, whose law is x f(x) / mean: gamma again,
+    of a shape one higher (Cox, Renewal Theory, 1962, chapter 5). With it `rate_per_s` holds from
+    the first second on, however bursty the arrivals.
+    """
+    return float(rng.random() * rng.gamma(shape + 1, scale))
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from moesim.traffic.arrivals import ArrivalProcess, renewal
+from moesim.traffic.arrivals import ArrivalProcess, gamma_wait, renewal
 
 Floats = NDArray[np.float64]
 
@@ -105,7 +105,8 @@ def _through(edges: Floats, expected: Floats, cv: float, rng: np.random.Generato
     shape = cv**-2
     if expected[-1] <= 0:
         return np.empty(0)
-    counts = renewal(lambda n: rng.gamma(shape, 1 / shape, n), 1.0, float(expected[-1]))
+    first = gamma_wait(shape, 1 / shape, rng)
+    counts = renewal(lambda n: rng.gamma(shape, 1 / shape, n), 1.0, float(expected[-1]), first)
     return _inverse(counts, edges, expected)
 
 

@@ -135,7 +135,7 @@ def _slices(log: Iterations, process: int) -> Iterator[Event]:
         end - start,
         1e3 * log.duration_s,
         log.iterations,
-        log.sequences,
+        log.sequences + log.late_ended,
         log.tokens,
         log.context,
     )
@@ -157,6 +157,20 @@ def _slices(log: Iterations, process: int) -> Iterator[Event]:
                 **({"iterations": iterations} if iterations > 1 else {}),
             },
         }
+
+
+def copies_of(copies: Mapping[str, Iterable[tuple[float, float, int]]]) -> Iterator[Span]:
+    """Yield a slice for each copy of KV blocks to or from host memory: start, duration, blocks."""
+    for replica, moved in copies.items():
+        for start_s, duration_s, blocks in moved:
+            yield Span(
+                replica=replica,
+                track="swaps",
+                name=f"swap {blocks} blocks",
+                start_s=start_s,
+                duration_s=duration_s,
+                args={"blocks": blocks},
+            )
 
 
 def _batch_name(tokens: int, decodes: int, iterations: int) -> str:

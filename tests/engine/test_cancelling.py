@@ -1,6 +1,7 @@
 """Answers that end early: cancelled at any moment, or by whoever reads them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,15 +29,15 @@ def alone(decoder: Decoder, prompts: list[list[int]]) -> list[list[int]]:
     return [generate(decoder, [prompt], output_tokens=OUTPUT)[0] for prompt in prompts]
 
 
-def engine_of(decoder: Decoder, num_blocks: int = 9, **options: object) -> Engine:
+def engine_of(
+    decoder: Decoder, num_blocks: int = 9, swap_blocks: int = 0, prefix_caching: bool = False
+) -> Engine:
     """Return an engine with room for barely more than one sequence, so that some are preempted."""
-    swap_blocks = int(str(options.pop("swap_blocks", 0)))
     limits = Limits(
         max_num_seqs=8, max_batched_tokens=16, max_model_len=128, swap_blocks=swap_blocks
     )
-    caching = bool(options.pop("prefix_caching", False))
     config = EngineConfig(
-        limits=limits, num_blocks=num_blocks, block_size=4, prefix_caching=caching
+        limits=limits, num_blocks=num_blocks, block_size=4, prefix_caching=prefix_caching
     )
     return Engine(decoder, config)
 
@@ -62,7 +63,7 @@ def test_cancelling_changes_nobody_elses_tokens(
     decoder: Decoder,
     prompts: list[list[int]],
     alone: list[list[int]],
-    options: dict[str, object],
+    options: dict[str, Any],
     cancelled: dict[int, int],
 ) -> None:
     """Waiting, running, preempted or swapped out: blocks come back, the others answer as alone."""

@@ -129,7 +129,7 @@ def test_rows_add_up_to_the_run(
     totals = series.sum() * span_s / points
     assert totals["tokens_per_s"] == pytest.approx(records["output_tokens"].sum())
     assert totals["arrivals_per_s"] == pytest.approx(len(records))
-    decoded = (log.iterations * log.sequences).sum()
+    decoded = (log.iterations * log.sequences).sum() + len(log.late.until_s)
     computed = (log.iterations * log.tokens).sum()
     assert totals["prompt_tokens_per_s"] == pytest.approx(computed - decoded)
     turnaround_s = (records["finish_s"] - records["arrival_s"]).sum()

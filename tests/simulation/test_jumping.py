@@ -43,6 +43,8 @@ def _same(
         ours, theirs = _gaps(log), _gaps(stepped.logs[replica])
         assert ours.size == theirs.size
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+        moved, copied = (np.array(way.copies[replica]) for way in (jumped, stepped))
+        np.testing.assert_allclose(moved, copied, rtol=0, atol=1e-9)
     _accounted(jumped)
     pd.testing.assert_frame_equal(jumped.replicas, stepped.replicas, rtol=1e-9, check_dtype=False)
     assert (jumped.basis, jumped.warnings) == (stepped.basis, stepped.warnings)

@@ -76,7 +76,7 @@ def loaded(tiny: Path) -> Iterator[Starting]:
 
 def assert_empty(service: Service) -> None:
     """Nothing is left of any request but its record."""
-    assert service.open == 0
+    assert not service.open
     for model in service.models.values():
         engine = model.worker.engine
         assert model.accepted == 0
@@ -84,7 +84,7 @@ def assert_empty(service: Service) -> None:
         assert engine.scheduler.cache.free_blocks == engine.config.num_blocks
         kept = len(engine.runner.blocks.named)
         assert engine.runner.free_blocks + kept == engine.config.num_blocks
-        assert not (engine.runner.tokens or engine.outputs or engine.ledger.records)
+        assert [engine.runner.tokens, engine.outputs, engine.ledger.records] == [{}, {}, {}]
 
 
 @pytest.fixture
@@ -102,10 +102,6 @@ def app(service: Service) -> Starlette:
 
 @pytest.fixture
 async def client(app: Starlette) -> AsyncIterator[httpx2.AsyncClient]:
-    async with connected(app) as client:
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
-
-
-def connected(app: Starlette) -> httpx2.AsyncClient:
-    """Return a client that calls an application directly."""
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://server")

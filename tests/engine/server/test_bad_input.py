@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
@@ -156,7 +157,6 @@ async def test_a_body_that_grows_too_large_is_left(client: httpx2.AsyncClient) -
 
 async def test_a_body_that_never_comes(client: httpx2.AsyncClient) -> None:
     """A client that opens a request and sends nothing is not waited for."""
-    import anyio
 
     async def silence() -> Any:
         yield b"{"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,13 +15,13 @@ from starlette.types import Message
 from engine.server.app import application
 from engine.server.service import Service
 
-from .conftest import Starting, connected
-
 pytestmark = pytest.mark.anyio
 
 LONG = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 2000, "ignore_eos": True}
 SHORT = {**LONG, "max_tokens": 3}
 COMPLETIONS = "/v1/completions"
+
+Starting = Callable[..., Service]
 
 
 class Caller:
@@ -64,6 +64,11 @@ async def until(condition: Any) -> None:
     with anyio.fail_after(10):
         while not condition():
             await anyio.sleep(0.002)
+
+
+def connected(app: Starlette) -> httpx2.AsyncClient:
+    """Return a client that calls an application directly."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://server")
 
 
 @asynccontextmanager
@@ -141,7 +146,7 @@ async def test_a_full_queue_is_429(loaded: Starting) -> None:
     service = loaded(max_num_seqs=1, queue=1)
     async with running(service) as (app, client):
         callers = [Caller(app, LONG), Caller(app, LONG)]
-        await until(lambda: service.open == 2)
+        await until(lambda: len(service.open) == 2)
         answer = await client.post(COMPLETIONS, json=SHORT)
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
@@ -185,9 +190,25 @@ async def test_draining_finishes_what_runs(loaded: Starting) -> None:
         assert (await client.get("/health")).status_code == 503
         await caller.call
         assert caller.sent[-1]["body"].endswith(b"data: [DONE]\n\n")
-        assert service.open == 0
+        assert not service.open
     (record,) = service.kept or []
     assert record.output_tokens == 200
+
+
+async def test_when_there_is_no_more_time(loaded: Starting) -> None:
+    """Streams end with an error after the tokens they had, others get 503; nothing is left."""
+    service = loaded()
+    async with running(service) as (app, _):
+        streamed, whole = Caller(app, {**LONG, "stream": True}), Caller(app, LONG)
+        await until(lambda: streamed.sent[2:])
+        service.hang_up()
+        await streamed.call
+        await whole.call
+        assert whole.status == 503
+        error, done, _ = streamed.sent[-1]["body"].decode().split("\n\n")
+        assert "the server is shutting down" in error
+        assert done == "data: [DONE]"
+    assert [record.detail for record in service.kept or []] == ["cancelled"] * 2
 
 
 async def test_stopping_cancels_what_is_left(loaded: Starting) -> None:

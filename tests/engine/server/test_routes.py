@@ -14,8 +14,14 @@ pytestmark = pytest.mark.anyio
 
 PROMPT = [72, 101, 108, 108, 111]
 LONG = {"ignore_eos": True, "return_token_ids": True}
-GREEDY = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "max_tokens": 12, **LONG}
-TALK = {
+GREEDY: dict[str, Any] = {
+    "model": "tiny",
+    "prompt": PROMPT,
+    "temperature": 0,
+    "max_tokens": 12,
+    **LONG,
+}
+TALK: dict[str, Any] = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "Hello"}],
     "temperature": 0,
@@ -149,7 +155,7 @@ async def test_logprobs_of_a_completion(client: httpx2.AsyncClient) -> None:
     for token, own, top in zip(
         logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
     ):
-        assert list(top)[0] == token
+        assert next(iter(top)) == token
         assert own == top[token] == max(top.values())
         assert len(top) == 3
         assert sum(map(math.exp, top.values())) < 1
@@ -236,10 +242,20 @@ async def test_fields_without_effect_are_accepted_where_neutral(
     client: httpx2.AsyncClient,
 ) -> None:
     """What ordinary clients send along."""
-    extra = {"n": 1, "presence_penalty": 0.0, "logit_bias": None, "top_k": -1, "echo": False}
-    labels = {"metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
+    extra: dict[str, Any] = {
+        "n": 1,
+        "presence_penalty": 0.0,
+        "logit_bias": None,
+        "top_k": -1,
+        "echo": False,
+    }
+    labels: dict[str, Any] = {"metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
     await ask(client, **GREEDY, **extra, user="ada")
-    tools = {"tools": [], "parallel_tool_calls": True, "response_format": {"type": "text"}}
+    tools: dict[str, Any] = {
+        "tools": [],
+        "parallel_tool_calls": True,
+        "response_format": {"type": "text"},
+    }
     await ask(client, CHAT, **TALK, **labels, **tools)
 
 
