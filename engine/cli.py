@@ -106,8 +106,8 @@ def serve(
         bool, typer.Option("--prefix-caching", help="Share blocks of prompts that begin alike.")
     ] = False,
     max_queue: Annotated[int, typer.Option(min=0, help="Prompts that may wait, a model.")] = 1024,
-    max_body_mib: Annotated[float, typer.Option(min=0.001, help="Size of a request [MiB].")] = 4,
-    drain_s: Annotated[float, typer.Option(min=0, help="Time to finish at SIGTERM [s].")] = 30,
+    max_body_mib: Annotated[float, typer.Option(min=0.001, help="MiB of a request's body.")] = 4,
+    drain_s: Annotated[float, typer.Option(min=0, help="Seconds to finish at SIGTERM.")] = 30,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of requests without one; default none.")
     ] = None,

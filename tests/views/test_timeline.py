@@ -77,7 +77,7 @@ def test_every_iteration_is_a_slice(served: pd.DataFrame, log: Iterations) -> No
         ("decode 1", 2, 1),
         ("decode 1", 3, 1.5),
         ("decode 1", 4.5, 2),
-        ("prefill 3", 8, 2),
+        ("prefill 2 + decode 1", 8, 2),
         ("decode 2", 10, 1),
     ]
 

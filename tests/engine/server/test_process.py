@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError
 
+from engine import cli
 from engine.server.command import Setting, named, serve
 from engine.server.hosting import Hosting
 from engine.server.process import bound_socket
@@ -248,6 +249,13 @@ def test_an_open_address_without_a_key_is_a_warning() -> None:
         pytest.raises(MoesimError),
     ):
         serve(setting(host="0.0.0.0"))  # noqa: S104  # on purpose
+
+
+def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everywhere."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"uvicorn; pip install 'moesim\[server\]'"):
+        cli.serve(model=["a=b"])
 
 
 def test_names_and_folders() -> None:
