@@ -1,5 +1,5 @@
 """The engine behind HTTP: OpenAI's routes, streamed answers, Prometheus metrics.
 
-A request passes `app` (routes), `protocol` (what it may say), `answers` (its place and its tokens
-on the event loop) and `worker` (the thread that owns an engine); `replies` puts it into words.
+A request passes `app` (routes), `parsing` and `protocol` (what it may say), `answers` (its place and its tokens
+on the event loop) and `worker` (the thread that owns an engine); `replies` puts them into words.
 """

@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engine.server.answers import Answers, jobs_of
 from engine.server.errors import ApiError, ClientGoneError, broken
 from engine.server.metrics import CONTENT_TYPE, exposition
-from engine.server.protocol import ChatRequest, CompletionRequest, parse
+from engine.server.parsing import parse
+from engine.server.protocol import ChatRequest, CompletionRequest
 from engine.server.replies import ChatReply, CompletionReply, Heading, Reply, written
 from engine.server.service import Bounds, ServedModel, Service
 from engine.server.streaming import EventStream

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 from engine.serve.sampling import Logprob
-from engine.server.protocol import (
+from engine.server.responses import (
     ChatChoice,
     ChatCompletion,
     ChatLogprob,

@@ -15,7 +15,7 @@ from moesim.dashboard.settings import Content
 from moesim.dashboard.sidebar import Question
 from moesim.errors import MoesimWarning
 from moesim.facts.catalog import locate
-from moesim.scenario import Scenario, scenario_from
+from moesim.scenario import ROOFLINE, Scenario, scenario_from
 from moesim.serving.metrics import LATENCIES
 from moesim.serving.records import REFUSED
 from moesim.simulation.replications import Replications, replicate
@@ -45,7 +45,10 @@ VERDICTS = {"above capacity": st.error, "not settled": st.warning}
 BASIS_MEANING = {
     "measured": "exactly the points that were timed",
     "interpolated": "between points that were timed",
+    "fitted": "a formula fitted to a server's log",
+    "scaled": "timed on the whole device, scaled to a part of it",
     "extrapolated": "beyond the points that were timed: trust it less",
+    "roofline": "not timed at all: what the datasheet lets one expect",
 }
 
 
@@ -112,6 +115,7 @@ def _stamp(scenario: Scenario) -> tuple[tuple[str, int], ...]:
     profiles = [
         locate("profiles", model.profile, relative_to=scenario.folder)
         for model in scenario.models.values()
+        if model.profile != ROOFLINE
     ]
     named = [getattr(tenant.arrivals, "path", None) for tenant in scenario.tenants.values()]
     traces = [

@@ -18,7 +18,7 @@ from moesim.dashboard.settings import (
 from moesim.errors import ScenarioError
 from moesim.evidence.validation import PROFILE, default_folder
 from moesim.facts.catalog import shipped
-from moesim.scenario import Model, Scenario, Tenant, TraceArrivals, scenario_from
+from moesim.scenario import ROOFLINE, Model, Scenario, Tenant, TraceArrivals, scenario_from
 
 OWN_FILE = "a file of mine"
 FIRST = "quickstart"
@@ -127,7 +127,7 @@ def _replications() -> int | None:
 def _model_changes(scenario: Scenario, source: str) -> Changes:
     changes: Changes = {}
     for name, model in scenario.models.items():
-        options = list(dict.fromkeys([model.profile, *_known_profiles(), OWN_FILE]))
+        options = list(dict.fromkeys([model.profile, *_known_profiles(), ROOFLINE, OWN_FILE]))
         profile = st.selectbox(
             f"Profile of {name}",
             options,

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
+from moesim.cost.curves import WEAKEST
+from moesim.dashboard.prediction import BASIS_MEANING
 from moesim.evidence.compare import compare
 from moesim.facts.catalog import shipped
 from moesim.scenario import load_scenario
@@ -170,3 +172,18 @@ def test_a_broken_demo_is_one_line(page: AppTest, tmp_path: Path) -> None:
     assert not page.exception
     (error,) = page.error
     assert "comparison.json" in error.value
+
+
+def test_every_basis_is_explained() -> None:
+    """Whatever a duration rests on."""
+    assert set(BASIS_MEANING) == set(WEAKEST)
+
+
+@pytest.mark.parametrize("name", ["dedicated", "mig"])
+def test_every_deployment_has_a_page(name: str) -> None:
+    """Scenarios without a measured profile, on a GPU that is divided or not."""
+    page = AppTest.from_file(str(APP), default_timeout=60).run()
+    page.selectbox[0].set_value(name).run()
+    assert not page.exception
+    assert not page.error
+    assert page.metric
