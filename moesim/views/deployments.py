@@ -31,10 +31,10 @@ def turnaround_over_load(table: pd.DataFrame) -> Figure:
             mode="lines+markers",
             line={"color": colour},
         )
-    return figure.update_yaxes(rangemode="tozero")
+    return figure.update_yaxes(rangemode="tozero").update_layout(height=450)
 
 
 def write_page(path: Path, table: pd.DataFrame) -> None:
     """Write the picture as an HTML file that opens anywhere."""
     figure = turnaround_over_load(table)
-    write_text(path, figure.to_html(include_plotlyjs=True, full_html=True))
+    write_text(path, figure.to_html(config={"displayModeBar": False}))
