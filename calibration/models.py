@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ def open_model(name: str, device: torch.device) -> Decoder:
 
 def model_digest(name: str, spec: ModelSpec) -> str:
     """Hash a model's configuration and, for a checkpoint, its files' names, sizes and headers."""
-    parts = [json.dumps(asdict(spec), sort_keys=True)]
+    parts = [json.dumps(spec.to_config(), sort_keys=True)]
     if Path(name).is_dir():
         for file in sorted(Path(name).glob("*.safetensors")):
             with file.open("rb") as stream:

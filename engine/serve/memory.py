@@ -6,11 +6,10 @@ import torch
 
 from engine.model.decoder import Decoder
 from moesim.errors import EngineError
+from moesim.facts.memory import RESERVED_SHARE, activation_bytes
 from moesim.serving.scheduling import Limits
 from moesim.units import format_bytes
 
-GPU_SHARE = 0.9
-"""Share of a GPU's memory that weights, activations and KV cache may fill together."""
 CPU_SHARE = 0.05
 """Share of a host's free memory that the KV cache may fill."""
 
@@ -33,18 +32,9 @@ def _free_bytes(decoder: Decoder, limits: Limits) -> float:
     if decoder.device.type != "cuda":
         return CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     free, total = torch.cuda.mem_get_info(decoder.device)
-    return free - (1 - GPU_SHARE) * total - activation_bytes(decoder, limits)
-
-
-def activation_bytes(decoder: Decoder, limits: Limits) -> int:
-    """Bound the activations of one iteration [B]: hidden states, both FFN halves, logits.
-
-    Tensors of T tokens alive at once, counted from the forward pass: 6 of width H for the residual
-    stream, norms and outputs, 3 of width I for each of the k visits; logits of every sequence in
-    the weights' format and once in fp32.
-    """
-    spec, tokens = decoder.spec, limits.max_batched_tokens
-    hidden = 6 * tokens * spec.hidden_size
-    inner = 3 * tokens * spec.num_experts_per_tok * spec.intermediate_size
-    logits = limits.max_num_seqs * spec.vocab_size
-    return (hidden + inner + logits) * spec.dtype_bytes + 4 * logits
+    activations = activation_bytes(
+        decoder.spec,
+        max_batched_tokens=limits.max_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+    )
+    return free - RESERVED_SHARE * total - activations

@@ -24,6 +24,7 @@ from itertools import product
 from moesim.cost.profile import FORMAT, FORMAT_VERSION, Cell, Profile
 from moesim.errors import ProfileError
 from moesim.facts.hardware import Device
+from moesim.facts.memory import RESERVED_SHARE
 from moesim.facts.models import ModelSpec
 from moesim.facts.slices import Slice
 
@@ -36,9 +37,6 @@ RESIDUALS = (
     0.52, 0.68, 0.96, 1.19,
 )  # fmt: skip
 """Measured over expected duration, minus 1, at the 5th, 10th, ... 95th percentile of the rows."""
-
-KV_SHARE = 0.9
-"""Share of the device's memory that weights and KV cache fill together, as vLLM's default."""
 
 BLOCK_SIZE = 16
 LONGEST_CONTEXT = 2**20
@@ -182,7 +180,7 @@ def on_slice(profile: Profile, device: Device, part: Slice) -> Profile:
 
 def blocks_beside(spec: ModelSpec, memory_bytes: int, block_size: int) -> int:
     """Return the KV blocks that fit beside the weights; 0 or less where none does."""
-    free = KV_SHARE * memory_bytes - spec.weight_bytes
+    free = (1 - RESERVED_SHARE) * memory_bytes - spec.weight_bytes
     return int(free // (block_size * spec.kv_bytes_per_token))
 
 

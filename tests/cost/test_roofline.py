@@ -71,8 +71,8 @@ def test_every_answer_says_so() -> None:
 
 def test_a_model_that_does_not_fit() -> None:
     """87 GiB of weights on 80 GiB."""
-    with pytest.raises(CapacityError, match=r"80 GiB.* 87 GiB"):
-        profile_of("a100-sxm-80gb")
+    with pytest.raises(CapacityError, match=r"m does not fit on a100.*87 GiB.* > 80 GiB"):
+        simulate(scenario_from(_scenario("a100-sxm-80gb")))
 
 
 def test_a_device_without_a_datasheet() -> None:
