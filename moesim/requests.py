@@ -81,6 +81,7 @@ def load_traces(scenario: Scenario) -> Traces:
         },
     )
 
+
 MOST_REQUESTS = 2e7
 """Requests of a tenant beyond which memory would not do: about a kilobyte each."""
 
