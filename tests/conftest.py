@@ -17,6 +17,7 @@ at a context of 5: 10 + 1 + 2 (2 + 1 + 1 + 3 x 2 + 1 + 0.5) + 6 = 40 ms.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from hypothesis import settings
 from moesim.cost.profile import Profile
 from moesim.facts.models import ModelSpec
 from moesim.serving.records import COMPLETED, REFUSED, Record, records_frame
+
+# Two test processes whose torch threads wait for each other by spinning take minutes for seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
