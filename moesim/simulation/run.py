@@ -128,7 +128,7 @@ def _open_loop(
 ) -> Iterator[Served]:
     """Serve the models whose requests depend on no replica: each has its share, dealt in turn."""
     for model, parts in replicas.items():
-        if _interacts(scenario, model):
+        if _interacts(scenario, model, parts):
             continue
         mine = _requests_of(scenario, model, requests, parts[0])
         for index, replica in enumerate(parts):
@@ -145,7 +145,7 @@ def _on_stage(
     stepwise: bool,
 ) -> list[Served]:
     """Serve the models whose requests, or where they go, depend on what the replicas do."""
-    live = {model: parts for model, parts in replicas.items() if _interacts(scenario, model)}
+    live = {m: parts for m, parts in replicas.items() if _interacts(scenario, m, parts)}
     if not live:
         return []
     dispatcher = scenario.deployment.dispatcher
@@ -163,9 +163,9 @@ def _on_stage(
     return stage.play()
 
 
-def _interacts(scenario: Scenario, model: str) -> bool:
+def _interacts(scenario: Scenario, model: str, parts: Sequence[Replica]) -> bool:
     """Whether users wait for a model's answers, or a dispatcher looks at its replicas."""
-    looks = scenario.deployment.dispatcher != "round_robin"
+    looks = len(parts) > 1 and scenario.deployment.dispatcher != "round_robin"
     return looks or bool(_users_of(scenario, model))
 
 
@@ -226,12 +226,14 @@ def _weakest(bases: list[dict[str, str]]) -> dict[str, str]:
 
 def _warnings(profiles: Mapping[str, Profile], basis: Mapping[str, str]) -> list[str]:
     outside = [name for name, value in basis.items() if value == "extrapolated"]
+    drawn = [name for name, profile in profiles.items() if profile.source == "roofline"]
+    unstable = [name for name, profile in profiles.items() if not profile.verdict.stable]
     found = []
+    if drawn:
+        names = ", ".join(drawn)
+        found.append(f"nothing of {names} was measured: durations are datasheet rooflines")
     if outside:
         found.append(f"beyond what was measured, extrapolated: {', '.join(outside)}")
-    for name, profile in profiles.items():
-        if profile.source == "roofline":
-            found.insert(0, f"nothing of {name} was measured: durations are datasheet rooflines")
-        if not profile.verdict.stable:
-            found.append(f"the profile of {name} judged itself unstable; profile again")
+    for name in unstable:
+        found.append(f"the profile of {name} judged itself unstable; profile again")
     return found
