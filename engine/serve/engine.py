@@ -200,7 +200,7 @@ class Engine:
         if not batch.chunks:
             return None
         self.ledger.scheduled(batch, self.clock.now())
-        self.runner.run(batch, self._evicted(), lap)
+        self.runner.run(batch, lap)
         self.clock.ran(batch)
         if self._readers:
             self._tell(batch)
@@ -232,11 +232,3 @@ class Engine:
         if names is None:
             return block_names(prompt, self.config.block_size)
         return tuple(names[: len(prompt) // self.config.block_size])
-
-    def _evicted(self) -> list[int]:
-        """Return the names whose blocks were reused since the last iteration."""
-        cache = self.scheduler.cache
-        if not isinstance(cache, PrefixCache):
-            return []
-        names, cache.evicted = cache.evicted, []
-        return names

@@ -64,13 +64,12 @@ class Runner:
         self._remove(sequence)
 
     @torch.inference_mode()
-    def run(self, batch: Batch, evicted: Iterable[int] = (), lap: Lap = no_lap) -> None:
+    def run(self, batch: Batch, lap: Lap = no_lap) -> None:
         """Run one iteration; each emitting sequence gets its next token.
 
-        `evicted` names kept blocks whose room the batch needs. `logprobs` are then those of this
-        iteration's tokens, by request.
+        `logprobs` are then those of this iteration's tokens, by request.
         """
-        self._make_room(batch, evicted)
+        self._make_room(batch)
         emitting = [chunk for chunk in batch.chunks if chunk.emits]
         step = self._step_input(batch.chunks)
         lap("host")
@@ -98,14 +97,14 @@ class Runner:
         self.logprobs = {keys[row]: logprob for row, logprob in found.items()}
         return chosen.tolist()
 
-    def _make_room(self, batch: Batch, evicted: Iterable[int]) -> None:
+    def _make_room(self, batch: Batch) -> None:
         """Free the blocks of the preempted, swapped or not, then bring others' back."""
         for sequence in batch.swapped_out:
             key = sequence.request_id
             self.swap.store(key, self.blocks.of(key))
         for sequence in batch.preempted:
             self.blocks.take_back(sequence.request_id)
-        self.blocks.forget(evicted)
+        self.blocks.forget(batch.evicted)
         for sequence in batch.swapped_in:
             key = sequence.request_id
             self.swap.restore(key, self.blocks.borrow(key, self.swap.stored(key)))

@@ -68,6 +68,10 @@ class KvCache:
         """Offer the computed blocks of a prompt to others; return how many are now shared."""
         return 0
 
+    def take_evicted(self) -> list[int]:
+        """Return the names whose blocks were reused since this was last asked."""
+        return []
+
     def release(self, prefix: Row[int], held: int) -> None:
         """Give back `held` blocks, of which those of `prefix` are shared."""
         self.free_blocks += held
@@ -92,7 +96,7 @@ class PrefixCache(KvCache):
     """
 
     evicted: list[int] = field(default_factory=list)
-    """Names whose blocks were reused, for whoever keeps their content; the reader empties it."""
+    """Names whose blocks were reused, until somebody takes them."""
     _users: dict[int, int] = field(default_factory=dict)
     _unused: dict[int, None] = field(default_factory=dict)
 
@@ -146,6 +150,11 @@ class PrefixCache(KvCache):
             else:
                 self.free_blocks += 1
         return max(shared, len(prefix))
+
+    def take_evicted(self) -> list[int]:
+        """Return the names whose blocks were reused since this was last asked."""
+        taken, self.evicted = self.evicted, []
+        return taken
 
     def release(self, prefix: Row[int], held: int) -> None:
         """Give back `held` blocks; the shared ones among them stay until their room is needed."""

@@ -116,6 +116,7 @@ class Scheduler:
             if not batch.chunks:
                 left = self._continue_running(batch, budget)
                 self._admit(batch, left, swapped_only=True)
+        batch.evicted = self.cache.take_evicted()
         batch.cached_tokens = self.cached_tokens()
         return batch
 

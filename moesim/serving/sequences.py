@@ -78,6 +78,8 @@ class Batch:
     swapped_out: list[Sequence] = field(default_factory=list)
     swapped_in: list[Sequence] = field(default_factory=list)
     swapped_blocks: int = 0
+    evicted: list[int] = field(default_factory=list)
+    """Names of kept blocks whose room was needed, for whoever keeps their content."""
     cached_tokens: int = 0
     """Tokens in the KV cache before the iteration, those that sequences share counted once."""
 

@@ -48,9 +48,7 @@ class Replica:
         batch = self.scheduler.schedule()
         for sequence in batch.preempted:
             self.blocks.take_back(sequence.request_id)
-        if isinstance(self.cache, PrefixCache):
-            self.blocks.forget(self.cache.evicted)
-            self.cache.evicted.clear()
+        self.blocks.forget(batch.evicted)
         self._forget_free()
         self._write(batch)
         _, finished = self.scheduler.advance(batch)
