@@ -23,9 +23,8 @@ from math import isfinite
 
 import numpy as np
 
-from moesim.cost.iteration import Asked, Tables
+from moesim.cost.iteration import Cost, Tables
 from moesim.errors import ProfileError
-from moesim.serving.sequences import Batch
 
 FITTED = "fitted"
 """The basis of every answer: neither measured nor between measurements."""
@@ -68,15 +67,14 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 """Least and most of each parameter [s]; wide: from one small accelerator to a CPU."""
 
 
-class AffineCost:
-    """The duration of any batch from `AffineParameters` [s]; a replica takes it for a `Cost`."""
+class AffineCost(Cost):
+    """The duration of any batch from `AffineParameters` [s]."""
 
     def __init__(
         self, parameters: AffineParameters, *, max_batched_tokens: int, max_num_seqs: int
     ) -> None:
-        self.asked = Asked()
         self.parameters = parameters
-        self.tables = self._laid_out(max_batched_tokens, max_num_seqs)
+        super().__init__(self._laid_out(max_batched_tokens, max_num_seqs))
 
     def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
         p = self.parameters
@@ -92,46 +90,11 @@ class AffineCost:
             slopes=p.context_s * each,
         )
 
-    def iteration_s(self, batch: Batch) -> float:
-        """Return the duration of one iteration [s]; a chunk of one token counts as a decode."""
-        many = [chunk for chunk in batch.chunks if chunk.new_tokens > 1]
-        ones = [chunk for chunk in batch.chunks if chunk.new_tokens == 1]
-        return sum(
-            self.prefill_attention_s(chunk.new_tokens, chunk.context) for chunk in many
-        ) + self.but_prefill_attention_s(
-            tokens=batch.tokens,
-            sequences=len(batch.chunks),
-            emitting=sum(chunk.emits for chunk in batch.chunks),
-            decodes=len(ones),
-            context=sum(chunk.context + 1 for chunk in ones),
-        )
-
     def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
         """Return the attention of one chunk over all layers [s]."""
         self.asked.new_tokens = max(self.asked.new_tokens, new_tokens)
         self.asked.cached = max(self.asked.cached, cached)
         return self.parameters.pair_s * pairs(new_tokens, cached)
-
-    def but_prefill_attention_s(
-        self, tokens: int, sequences: int, emitting: int, decodes: int, context: int
-    ) -> float:
-        """Return all of an iteration but its chunks' attention [s].
-
-        `context` is summed over the `decodes` sequences, the new token of each included.
-        """
-        self.asked.include(
-            tokens=tokens,
-            sequences=sequences,
-            emitting=emitting,
-            decodes=decodes,
-            context=context,
-        )
-        tables = self.tables
-        if tokens == sequences == emitting:
-            flat, slope = tables.decoding[sequences]
-            return flat + slope * (context - sequences)
-        attention_s = self.parameters.context_s * context
-        return tables.sequences[sequences] + tables.tokens[tokens] + attention_s
 
     def basis(self) -> dict[str, str]:
         """Say that every answer rests on fitted numbers."""

@@ -9,9 +9,10 @@ T counts all tokens of the mixed batch: prefill and decode share one pass. Decod
 linear in the summed context, so its duration over many iterations has a closed form.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,78 +115,20 @@ class Asked:
             self.context = context
 
 
-class Cost(Protocol):
-    """How long a replica's iterations take."""
+class Cost(ABC):
+    """How long a replica's iterations take, from tables that are laid out once."""
 
-    asked: Asked
+    def __init__(self, tables: Tables) -> None:
+        self.asked = Asked()
+        self.tables = tables
 
-    @property
-    def tables(self) -> Tables:
-        """Return the durations laid out over whole numbers."""
-
-    def iteration_s(self, batch: Batch) -> float:
-        """Return the duration of one iteration [s]."""
-
+    @abstractmethod
     def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
         """Return the attention of one chunk of a prompt over all layers [s]."""
 
-    def but_prefill_attention_s(
-        self, tokens: int, sequences: int, emitting: int, decodes: int, context: int
-    ) -> float:
-        """Return all of an iteration but its chunks' attention [s]."""
-
+    @abstractmethod
     def basis(self) -> dict[str, str]:
         """Say for each operation asked for what its answers rest on."""
-
-
-class CostModel:
-    """The duration of any batch on the profiled device [s].
-
-    Tables over whole numbers (tokens, sequences) are laid out once, so that an iteration costs a
-    few look-ups.
-    """
-
-    def __init__(self, profile: Profile, *, max_batched_tokens: int, max_num_seqs: int) -> None:
-        self.asked = Asked()
-        self._layers = profile.spec.num_hidden_layers
-        cells = profile.operations
-        self._curves = {
-            name: Curve.through(cells[name])
-            for name, coordinates in COORDINATES.items()
-            if len(coordinates) == 1
-        }
-        self._curves["experts"] = experts_curve(cells["experts"], profile.router.popularity)
-        self._decode = Fan.through(cells["attention_decode"])
-        self._prefill = Sheet.through(cells["attention_prefill"])
-        self._chunks: dict[tuple[int, int], float] = {}
-        self._graphs = profile.decode_graphs
-        self._source = profile.source
-        self.tables = self._laid_out(max_batched_tokens, max_num_seqs)
-
-    def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
-        alone = min(max_num_seqs, max_batched_tokens) + 1
-        padded = padded_to(self._graphs, alone)
-        reach = max(max_num_seqs, int(padded.max()))
-        tokens = self._tokens_table(max(max_batched_tokens, reach))
-        sequences = self._curves["host"].table(max_num_seqs)
-        emitting = self._curves["head"].table(reach) + self._curves["sampling"].table(reach)
-        emitting[0] = 0.0
-        intercepts, slopes = (self._layers * part for part in self._decode.table(max_num_seqs))
-        intercepts[0] = slopes[0] = 0.0
-        return Tables.of(
-            sequences=sequences,
-            tokens=tokens,
-            emitting=emitting,
-            alone=sequences[:alone] + tokens[padded] + emitting[padded],
-            intercepts=intercepts,
-            slopes=slopes,
-        )
-
-    def _tokens_table(self, most: int) -> NDArray[np.float64]:
-        """Return the duration of all that depends on the iteration's tokens alone [s]."""
-        in_layers = ("projections", "router", "experts")
-        layer = np.sum([self._curves[name].table(most) for name in in_layers], axis=0)
-        return np.asarray(self._curves["embedding"].table(most) + self._layers * layer)
 
     def iteration_s(self, batch: Batch) -> float:
         """Return the duration of one iteration [s]."""
@@ -202,17 +145,6 @@ class CostModel:
         return prefill_s + self.but_prefill_attention_s(
             tokens, len(batch.chunks), emitting, decodes, context
         )
-
-    def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
-        """Return the attention of one chunk over all layers [s]."""
-        if new_tokens > self.asked.new_tokens:
-            self.asked.new_tokens = new_tokens
-        if cached > self.asked.cached:
-            self.asked.cached = cached
-        chunk = (new_tokens, cached)
-        if chunk not in self._chunks:
-            self._chunks[chunk] = self._layers * self._prefill(new_tokens, cached)
-        return self._chunks[chunk]
 
     def but_prefill_attention_s(
         self, tokens: int, sequences: int, emitting: int, decodes: int, context: int
@@ -240,6 +172,66 @@ class CostModel:
             + intercept
             + slope * context
         )
+
+
+class CostModel(Cost):
+    """The duration of any batch on the profiled device [s].
+
+    Tables over whole numbers (tokens, sequences) are laid out once, so that an iteration costs a
+    few look-ups.
+    """
+
+    def __init__(self, profile: Profile, *, max_batched_tokens: int, max_num_seqs: int) -> None:
+        self._layers = profile.spec.num_hidden_layers
+        cells = profile.operations
+        self._curves = {
+            name: Curve.through(cells[name])
+            for name, coordinates in COORDINATES.items()
+            if len(coordinates) == 1
+        }
+        self._curves["experts"] = experts_curve(cells["experts"], profile.router.popularity)
+        self._decode = Fan.through(cells["attention_decode"])
+        self._prefill = Sheet.through(cells["attention_prefill"])
+        self._chunks: dict[tuple[int, int], float] = {}
+        self._graphs = profile.decode_graphs
+        self._source = profile.source
+        super().__init__(self._laid_out(max_batched_tokens, max_num_seqs))
+
+    def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
+        alone = min(max_num_seqs, max_batched_tokens) + 1
+        padded = padded_to(self._graphs, alone)
+        reach = max(max_num_seqs, int(padded.max()))
+        tokens = self._tokens_table(max(max_batched_tokens, reach))
+        sequences = self._curves["host"].table(max_num_seqs)
+        emitting = self._curves["head"].table(reach) + self._curves["sampling"].table(reach)
+        emitting[0] = 0.0
+        intercepts, slopes = (self._layers * part for part in self._decode.table(max_num_seqs))
+        intercepts[0] = slopes[0] = 0.0
+        return Tables.of(
+            sequences=sequences,
+            tokens=tokens,
+            emitting=emitting,
+            alone=sequences[:alone] + tokens[padded] + emitting[padded],
+            intercepts=intercepts,
+            slopes=slopes,
+        )
+
+    def _tokens_table(self, most: int) -> NDArray[np.float64]:
+        """Return the duration of all that depends on the iteration's tokens alone [s]."""
+        in_layers = ("projections", "router", "experts")
+        layer = np.sum([self._curves[name].table(most) for name in in_layers], axis=0)
+        return np.asarray(self._curves["embedding"].table(most) + self._layers * layer)
+
+    def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
+        """Return the attention of one chunk over all layers [s]."""
+        if new_tokens > self.asked.new_tokens:
+            self.asked.new_tokens = new_tokens
+        if cached > self.asked.cached:
+            self.asked.cached = cached
+        chunk = (new_tokens, cached)
+        if chunk not in self._chunks:
+            self._chunks[chunk] = self._layers * self._prefill(new_tokens, cached)
+        return self._chunks[chunk]
 
     def basis(self) -> dict[str, str]:
         """Say for each operation asked for whether its answers were measured or not.
