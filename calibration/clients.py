@@ -1,30 +1,20 @@
 """Who asks during a validation: recorded arrivals, and users who wait for their answers.
 
-Users are those of `moesim.simulation.stage`: the same seed gives the same users, who think and ask
-for the same lengths in the same order. Only when they ask depends on how fast they are answered.
+Users are those of `moesim.simulation.users`, the same for the same seed as in a simulation.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from zlib import crc32
 
 import numpy as np
 
 from engine.serve.traffic import Arrival
-from moesim.errors import ScenarioError
 from moesim.requests import Request
-from moesim.scenario import Scenario, Tenant
 from moesim.serving.records import COMPLETED, Record
-from moesim.simulation.prefixes import shared_names
-from moesim.simulation.stage import AFTER_REFUSAL_S
 from moesim.simulation.stepwise import record_of
-from moesim.traffic.lengths import Fixed, Lognormal, Quantiles
-from moesim.traffic.users import Users
-
-Drawn = Fixed | Lognormal | Quantiles
+from moesim.simulation.users import AFTER_REFUSAL_S, User
 
 
 class Prompts:
@@ -57,65 +47,6 @@ class Prompts:
     def _drawn(self, rng: np.random.Generator, tokens: int) -> list[int]:
         drawn: list[int] = rng.integers(self._vocabulary, size=tokens).tolist()
         return drawn
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class User:
-    """One user of a closed loop; `prefix` names the blocks that all its prompts begin with."""
-
-    tenant: str
-    model: str
-    manners: Users
-    prompt: Drawn
-    output: Drawn
-    prefix: tuple[int, ...]
-    block_size: int
-    rng: np.random.Generator
-
-    def think_time_s(self) -> float:
-        """Draw how long the user thinks before asking [s]."""
-        return self.manners.think_time_s(self.rng)
-
-    def request(self, number: int, now_s: float) -> Request:
-        """Draw what the user asks."""
-        prompt = int(self.prompt.draw(1, self.rng)[0])
-        return Request(
-            request_id=number,
-            tenant=self.tenant,
-            model=self.model,
-            arrival_s=now_s,
-            prompt_tokens=prompt,
-            output_tokens=int(self.output.draw(1, self.rng)[0]),
-            prefix=self.prefix[: prompt // self.block_size],
-        )
-
-
-def users_of(scenario: Scenario, block_size: int, seed: int) -> list[User]:
-    """Return a scenario's users, tenant by tenant."""
-    return [
-        user
-        for name, tenant in scenario.tenants.items()
-        for user in _users(name, tenant, block_size, seed)
-    ]
-
-
-def _users(name: str, tenant: Tenant, block_size: int, seed: int) -> Iterator[User]:
-    manners, prompt, output = tenant.arrivals, tenant.prompt_tokens, tenant.output_tokens
-    if not isinstance(manners, Users):
-        return
-    if not isinstance(prompt, Drawn) or not isinstance(output, Drawn):
-        raise ScenarioError(f"tenants.{name}: users draw their lengths from a distribution")
-    for stream in np.random.SeedSequence([seed, crc32(name.encode())]).spawn(manners.count):
-        yield User(
-            tenant=name,
-            model=tenant.model,
-            manners=manners,
-            prompt=prompt,
-            output=output,
-            prefix=shared_names(name, tenant, block_size),
-            block_size=block_size,
-            rng=np.random.default_rng(stream),
-        )
 
 
 class Clients:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from calibration.clients import Clients, Prompts, users_of
+from calibration.clients import Clients, Prompts
 from calibration.grid import Part, Point
 from calibration.operations import measure
 from calibration.probe import probe_s
@@ -18,6 +18,7 @@ from moesim.scenario import Scenario
 from moesim.serving.records import Ledger
 from moesim.simulation.deploy import limits_of
 from moesim.simulation.prefixes import with_block_names
+from moesim.simulation.users import users_of
 
 
 def engine_config(scenario: Scenario, profile: Profile, run: int = 0) -> EngineConfig:
@@ -51,7 +52,7 @@ def clients_of(
     """Return everybody who sends the requests of a run; runs differ in the prompts' tokens."""
     return Clients(
         drawn_requests(scenario, block_size, seed),
-        users_of(scenario, block_size, seed),
+        users_of(scenario, next(iter(scenario.models)), block_size, seed),
         Prompts(vocabulary, block_size, (seed, run)),
         until_s=scenario.duration_s,
     )

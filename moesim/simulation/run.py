@@ -22,11 +22,12 @@ from moesim.serving.steady import steady_state
 from moesim.simulation.course import Copy
 from moesim.simulation.deploy import replicas_of
 from moesim.simulation.inputs import Inputs, load_inputs
-from moesim.simulation.prefixes import shared_names, with_block_names
+from moesim.simulation.prefixes import with_block_names
 from moesim.simulation.replica import Replica, Served, Usage
 from moesim.simulation.serve import serve
 from moesim.simulation.stage import Stage
 from moesim.simulation.stepwise import step_through
+from moesim.simulation.users import users_of
 from moesim.traffic.users import Users
 
 
@@ -153,29 +154,18 @@ def _on_stage(
     ids = count(len(requests))
     for model, parts in live.items():
         stage.replay(requests_from(_requests_of(scenario, model, requests, parts[0])))
-        for name in _users_of(scenario, model):
-            tenant = scenario.tenants[name]
-            block_size = parts[0].cache.block_size
-            names = shared_names(name, tenant, block_size)
-            stage.seat(
-                name, tenant, names, block_size, seed=seed, until_s=scenario.duration_s, ids=ids
-            )
+        users = users_of(scenario, model, parts[0].cache.block_size, seed)
+        stage.seat(users, until_s=scenario.duration_s, ids=ids)
     return stage.play()
 
 
 def _interacts(scenario: Scenario, model: str, parts: Sequence[Replica]) -> bool:
     """Whether users wait for a model's answers, or a dispatcher looks at its replicas."""
     looks = len(parts) > 1 and scenario.deployment.dispatcher != "round_robin"
-    return looks or bool(_users_of(scenario, model))
-
-
-def _users_of(scenario: Scenario, model: str) -> list[str]:
-    """Return the tenants of a model that are users in a closed loop."""
-    return [
-        name
-        for name, tenant in scenario.tenants.items()
-        if tenant.model == model and isinstance(tenant.arrivals, Users)
-    ]
+    return looks or any(
+        tenant.model == model and isinstance(tenant.arrivals, Users)
+        for tenant in scenario.tenants.values()
+    )
 
 
 def _requests_of(

@@ -5,9 +5,10 @@ from math import inf
 import numpy as np
 import pytest
 
-from calibration.clients import Clients, Prompts, User
+from calibration.clients import Clients, Prompts
 from moesim.requests import Request
 from moesim.serving.records import COMPLETED, REFUSED, Record
+from moesim.simulation.users import User
 from moesim.traffic.lengths import Fixed
 from moesim.traffic.users import Users
 
