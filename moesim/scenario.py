@@ -4,13 +4,13 @@ A scenario file is YAML, checked key by key. Names of models, profiles, hardware
 shipped names or paths, paths also relative to the scenario file.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from moesim.checked import checked
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import locate
 from moesim.files import read_yaml
@@ -27,8 +27,6 @@ PROFILED = "profiled"
 
 ROOFLINE = "roofline"
 """As a model's `profile`: no measurements, what the device's datasheet lets one expect."""
-
-Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -367,7 +365,7 @@ def scenario_from(
     """Build a scenario from plain data; shipped workloads' tables are filled in."""
     if isinstance(content, Mapping) and "folder" in content:
         raise ScenarioError(f"{source}: folder: unknown key")
-    scenario = _validated(Scenario, content, source)
+    scenario = checked(Scenario, content, source)
     tenants = {
         name: _with_tables(tenant, folder, f"{source}: tenants.{name}")
         for name, tenant in scenario.tenants.items()
@@ -394,78 +392,4 @@ def _with_tables(tenant: Tenant, folder: Path | None, source: str) -> Tenant:
 def load_workload(name: str, *, relative_to: Path | None = None) -> Workload:
     """Load a workload file or a shipped workload."""
     path = locate("workloads", name, relative_to=relative_to)
-    return _validated(Workload, read_yaml(path), str(path))
-
-
-def _validated(kind: type[Checked], content: Any, source: str) -> Checked:
-    if not isinstance(content, Mapping):
-        raise ScenarioError(f"{source}: expected keys and values, found {_kind_of(content)}")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as wrong:
-        raise ScenarioError(f"{source}: {_explain(wrong, content)}") from None
-
-
-def _kind_of(content: Any) -> str:
-    return "an empty file" if content is None else type(content).__name__
-
-
-def _explain(wrong: ValidationError, content: Any) -> str:
-    """Return the first error as `field: what is wrong and what to do`."""
-    errors = wrong.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    location = _written_location(first["loc"], content)
-    field = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        siblings = [str(e["loc"][-1]) for e in errors if e["type"] == "missing"]
-        others = [name for name in siblings + _all_fields() if name != location[-1]]
-        near = difflib.get_close_matches(str(location[-1]), others, n=1)
-        return f"{field}: unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
-    if first["type"] == "missing":
-        return f"{field}: missing; add it"
-    if first["type"] == "union_tag_invalid":
-        context = first["ctx"]
-        key = context["discriminator"].strip("'")
-        return f"{field}.{key}: {context['tag']!r}: must be one of {context['expected_tags']}"
-    if first["type"] == "union_tag_not_found":
-        return f"{field}.kind: missing; say which"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if isinstance(first["input"], (str, int, float, bool)):
-        message = f"{first['input']!r}: {message}"
-    return f"{field}: {message}" if field else message
-
-
-def _written_location(location: tuple[Any, ...], content: Any) -> list[Any]:
-    """Drop the parts of a pydantic location that name a union member rather than a key."""
-    written: list[Any] = []
-    for index, part in enumerate(location):
-        known = isinstance(content, Mapping) and part in content
-        if known or index == len(location) - 1:
-            written.append(part)
-            content = content[part] if known else None
-        elif isinstance(content, list) and isinstance(part, int):
-            written.append(part)
-            content = content[part]
-    return written
-
-
-def _all_fields() -> list[str]:
-    parts = (Scenario, Model, Tenant, Hardware, Dedicated, Mig, Scheduler, Slo, Workload)
-    kinds = (
-        Poisson,
-        Gamma,
-        Weibull,
-        Constant,
-        OnOff,
-        Diurnal,
-        Users,
-        TraceArrivals,
-        ServeGenArrivals,
-        Fixed,
-        Lognormal,
-        Quantiles,
-        TraceLengths,
-        ServeGenLengths,
-    )
-    return sorted({name for part in (*parts, *kinds) for name in part.model_fields})
+    return checked(Workload, read_yaml(path), str(path))

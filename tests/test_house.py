@@ -19,7 +19,7 @@ PACKAGES = ("moesim", "engine", "calibration")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 GROUND_UP = (
-    ("moesim.errors", "moesim.units", "moesim.files"),
+    ("moesim.errors", "moesim.units", "moesim.files", "moesim.checked"),
     ("moesim.facts",),
     ("moesim.traffic",),
     ("moesim.serving",),

@@ -21,8 +21,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from moesim.checked import checked
 from moesim.errors import ProfileError, ScenarioError
 from moesim.facts.catalog import locate
 from moesim.facts.models import ModelSpec
@@ -219,13 +220,7 @@ def _validated(content: Any, source: str) -> Profile:
             f"{source}: format_version: {content.get('format_version')!r}, this moesim reads "
             f"{FORMAT_VERSION}; profile again with this version"
         )
-    try:
-        return Profile.model_validate(content)
-    except ValidationError as wrong:
-        first = wrong.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ProfileError(f"{source}: {field + ': ' if field else ''}{message}") from None
+    return checked(Profile, content, source, ProfileError)
 
 
 def save_profile(profile: Profile, path: Path) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from moesim.checked import checked
 from moesim.errors import ScenarioError
 from moesim.facts.configs import RUNNABLE
 from moesim.facts.hardware import Device
@@ -67,12 +66,4 @@ def load_model(
 def load_device(name: str, *, relative_to: Path | None = None) -> Device:
     """Load a device from a YAML file or a shipped name."""
     path = locate("hardware", name, relative_to=relative_to)
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise ScenarioError(f"{path}: expected keys and values of a device")
-    try:
-        return Device.model_validate(content)
-    except ValidationError as wrong:
-        first = wrong.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ScenarioError(f"{path}: {field}: {first['msg']}") from None
+    return checked(Device, read_yaml(path), str(path))

@@ -81,10 +81,10 @@ def test_a_path_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (DEVICE + "memory: 3\n", "memory: Extra inputs"),
-        (DEVICE.replace("1024", "-1"), "memory_bytes: Input should be greater than 0"),
+        (DEVICE + "memory: 3\n", "memory: unknown key"),
+        (DEVICE.replace("1024", "-1"), "memory_bytes: -1: input should be greater than 0"),
         (DEVICE.replace("cpu", "tpu"), "kind: "),
-        (DEVICE.replace("source: here\n", ""), "source: Field required"),
+        (DEVICE.replace("source: here\n", ""), "source: missing; add it"),
         ("name: [", "not valid YAML"),
     ],
 )
