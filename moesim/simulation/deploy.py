@@ -90,14 +90,11 @@ def slices_of(scenario: Scenario, model: str, device: Device | None) -> list[Sli
 
 def _num_blocks(scenario: Scenario, model: str, profile: Profile, part: Slice | None) -> int:
     """Return a replica's KV blocks; CapacityError where they do not fit its slice."""
-    blocks = scenario.deployment.kv_blocks
-    if part is None or (part.whole and profile.source == "measured"):
-        blocks = blocks or profile.kv.num_blocks
+    asked, own, size = scenario.deployment.kv_blocks, profile.kv.num_blocks, profile.kv.block_size
     if part is None:
-        return blocks or 1
-    size = profile.kv.block_size
-    if blocks is None:
-        blocks = max(1, blocks_beside(profile.spec, part.memory_bytes, size))
+        return asked or own
+    fit = own if part.whole else max(1, blocks_beside(profile.spec, part.memory_bytes, size))
+    blocks = asked or fit
     place_replica(
         model,
         profile.spec,
