@@ -101,8 +101,8 @@ def _doubling(first: int, last: int) -> list[int]:
 
 def _sweep(spec: ModelSpec, tokens: int, longest: int, lowest: int) -> list[tuple[int, int]]:
     """Pair three contexts with three numbers of distinct experts."""
-    fewest = spec.num_experts_per_tok
-    most = min(spec.num_local_experts, tokens * fewest)
+    fewest = max(1, spec.num_experts_per_tok)
+    most = min(max(1, spec.num_local_experts), tokens * fewest)
     shortest = min(16, longest) if lowest else 0
     contexts = (shortest, max(lowest, longest // 3), longest)
     distincts = (fewest, (fewest + most + 1) // 2, most)

@@ -18,8 +18,11 @@ def observe_router(
     """
     rng = np.random.default_rng(seed)
     spec = engine.runner.decoder.spec
+    if not spec.num_local_experts:
+        # Nothing to watch: every token passes its layer's one network.
+        return Router(popularity=[[1.0]] * spec.num_hidden_layers, tokens=1, distinct=[])
     distinct: dict[int, list[float]] = {}
-    total = np.zeros((spec.num_hidden_layers, spec.num_local_experts))
+    total = np.zeros((spec.expert_layers, spec.num_local_experts))
     for number in range(sequences):
         # Staggered lengths let the batch shrink, so that small iterations are seen too.
         wanted = 1 + output * (number + 1) // sequences

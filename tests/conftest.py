@@ -28,6 +28,7 @@ from hypothesis import settings
 
 from moesim.cost.profile import Profile
 from moesim.facts.models import ModelSpec
+from moesim.serving.metrics import summarise
 from moesim.serving.records import COMPLETED, REFUSED, Record, records_frame
 
 # Two test processes whose torch threads wait for each other by spinning take minutes for seconds.
@@ -184,6 +185,24 @@ def slower(records: pd.DataFrame) -> pd.DataFrame:
         for name in ("first_token_s", "finish_s")
     }
     return records.assign(**stretched)
+
+
+@pytest.fixture(scope="session")
+def predicting() -> Callable[..., dict[str, Any]]:
+    """Make a record table's metrics a prediction: each figure give or take a share of it."""
+
+    def prediction(records: pd.DataFrame, share: float = 0.1) -> dict[str, Any]:
+        metrics = summarise(records)
+        around = {"overall": _around(metrics["overall"], share), "tenants": {}}
+        return metrics | {"replications": 20, "coverage": 0.9, "intervals": around}
+
+    return prediction
+
+
+def _around(figure: Any, share: float) -> Any:
+    if isinstance(figure, dict):
+        return {name: _around(part, share) for name, part in figure.items()}
+    return None if figure is None else [(1 - share) * figure, (1 + share) * figure]
 
 
 @pytest.fixture(scope="session")

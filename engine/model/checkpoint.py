@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from engine.model.decoder import Decoder
 from engine.model.layout import places
-from moesim.errors import EngineError
+from moesim.errors import EngineError, ScenarioError
+from moesim.facts.configs import DECODERS
 from moesim.facts.models import DTYPE_BYTES, ModelSpec, read_config
 from moesim.files import write_text
 
@@ -43,10 +44,10 @@ def load_decoder(
 ) -> Decoder:
     """Read the checkpoint folder `path`, in its own number format unless `dtype` is given.
 
-    Raises EngineError where a tensor is missing, of the wrong shape, not a Mixtral's or unreadable,
-    and ScenarioError where the configuration is not one we read.
+    Raises EngineError where the configuration is not a decoder's that we run, or a tensor is
+    missing, of the wrong shape, not one of that decoder's or unreadable.
     """
-    spec = read_config(path)
+    spec = _spec_of(path)
     if dtype is not None:
         spec = replace(spec, dtype=_dtype_name(dtype))
     files = _weight_files(path)
@@ -69,9 +70,9 @@ def random_decoder(spec: ModelSpec, seed: int, device: torch.device | str = "cpu
     """
     model = Decoder(spec, device)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         if weight.dim() == 1:
-            weight.fill_(1.0)
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
     if not spec.tie_word_embeddings:
@@ -92,6 +93,13 @@ def save_decoder(model: Decoder, path: Path) -> None:
         tensors = {name: place.cpu() for name, place in places(model, fused=False).items()}
         save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
         folder.rename(path)
+
+
+def _spec_of(path: Path) -> ModelSpec:
+    try:
+        return read_config(path, DECODERS)
+    except ScenarioError as wrong:
+        raise EngineError(str(wrong)) from None
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -1,24 +1,45 @@
-"""Normalisation and rotary position embedding, in float32 inside as Hugging Face Mixtral has them.
+"""Normalisation and rotary position embedding, in float32 inside as Hugging Face has them.
 
 RMSNorm: Zhang and Sennrich 2019 (arXiv:1910.07467). RoPE: Su et al. 2021 (arXiv:2104.09864), with
 the two halves of a head rotated against each other.
 """
 
+from math import pi
+
 import torch
 from torch import Tensor
 
+from moesim.facts.configs import RopeScaling
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Scale each row of `x` (T, H) to unit root mean square, then by `weight` (H,)."""
+    """Scale each row of `x` (..., H) to unit root mean square, then by `weight` (H,) or more."""
     wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # [T, 1]
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # [..., 1]
     return weight * (wide * scale).to(x.dtype)
 
 
-def inverse_frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None, device: torch.device
+) -> Tensor:
     """Return the rotation per position [rad] of each pair of a head's values, (D / 2,)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return (1.0 / theta**exponents).to(device)
+    frequencies = 1.0 / theta**exponents
+    return (stretched(frequencies, scaling) if scaling else frequencies).to(device)
+
+
+def stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Slow rotations (D / 2,) down, the more the fewer turns they make in the original context.
+
+    From `high_freq_factor` turns on a rotation stays, up to `low_freq_factor` it is `factor` times
+    slower, between it is a mixture in proportion (Meta's Llama 3.1 reference code, and Hugging
+    Face's `rope_type` llama3). With factors 1, 4 and 8, one of 2.5 turns keeps half of its speed
+    and half an eighth of it: 0.5625.
+    """
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * pi)
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
 def rope_tables(

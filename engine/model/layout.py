@@ -1,12 +1,37 @@
-"""Where each tensor of a Hugging Face Mixtral checkpoint lies in a decoder's memory.
+"""Where each tensor of a Hugging Face checkpoint lies in a decoder's memory.
 
-Query, key and value projections are one matrix here and three there. The experts of a layer are
-two tensors here; there they are the same two (fused), or three for each expert.
+Query, key and value projections are one matrix here and three there; so are a plain network's gate
+and up projections one and two. The experts of a layer are two tensors here; there they are the
+same two (fused), or three for each expert.
 """
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.model.decoder import Decoder, DecoderLayer
+from engine.model.decoder import Decoder
+from engine.model.decoder_layer import DecoderLayer
+from engine.model.moe import MoeLayer
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """What an architecture calls a layer's router and an expert's three projections on disk."""
+
+    router: str
+    expert: str
+    gate: str
+    up: str
+    down: str
+
+
+EXPERT_NAMES = {
+    "mixtral": ExpertNames(
+        "block_sparse_moe.gate.weight", "block_sparse_moe.experts", "w1", "w3", "w2"
+    ),
+    "qwen3_moe": ExpertNames("mlp.gate.weight", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+}
+"""By `model_type`; fused experts are called alike in all."""
 
 
 def places(model: Decoder, fused: bool) -> dict[str, Tensor]:
@@ -18,40 +43,64 @@ def places(model: Decoder, fused: bool) -> dict[str, Tensor]:
     if not model.spec.tie_word_embeddings:
         found["lm_head.weight"] = model.lm_head.data
     for layer in model.decoder_layers:
-        experts = _fused_places(layer) if fused else _expert_places(layer)
-        for name, place in {**_attention_places(layer), **experts}.items():
+        for name, place in {**_attention_places(layer), **_ffn_places(layer, fused)}.items():
             found[f"model.layers.{layer.index}.{name}"] = place
     return found
 
 
 def _attention_places(layer: DecoderLayer) -> dict[str, Tensor]:
-    keys = layer.spec.num_attention_heads * layer.spec.head_dim
-    values = keys + layer.spec.num_key_value_heads * layer.spec.head_dim
-    return {
+    places = {
         "input_layernorm.weight": layer.input_norm.data,
         "post_attention_layernorm.weight": layer.post_norm.data,
-        "self_attn.q_proj.weight": layer.qkv.data[:keys],
-        "self_attn.k_proj.weight": layer.qkv.data[keys:values],
-        "self_attn.v_proj.weight": layer.qkv.data[values:],
+        **_projection_places(layer, "weight", layer.qkv.data),
         "self_attn.o_proj.weight": layer.o.data,
     }
+    if layer.q_norm is not None and layer.k_norm is not None:
+        places["self_attn.q_norm.weight"] = layer.q_norm.data
+        places["self_attn.k_norm.weight"] = layer.k_norm.data
+    if layer.qkv_bias is not None and layer.o_bias is not None:
+        places |= _projection_places(layer, "bias", layer.qkv_bias.data)
+        places["self_attn.o_proj.bias"] = layer.o_bias.data
+    return places
 
 
-def _fused_places(layer: DecoderLayer) -> dict[str, Tensor]:
+def _projection_places(layer: DecoderLayer, kind: str, qkv: Tensor) -> dict[str, Tensor]:
+    """Divide weight or bias of all heads, (N + 2 G) * D rows, into its three parts."""
+    heads, kv_heads = layer.spec.num_attention_heads, layer.spec.num_key_value_heads
+    keys, values = heads * layer.spec.head_dim, (heads + kv_heads) * layer.spec.head_dim
     return {
-        "mlp.gate.weight": layer.moe.gate.data,
-        "mlp.experts.gate_up_proj": layer.moe.gate_up.data,
-        "mlp.experts.down_proj": layer.moe.down.data,
+        f"self_attn.q_proj.{kind}": qkv[:keys],
+        f"self_attn.k_proj.{kind}": qkv[keys:values],
+        f"self_attn.v_proj.{kind}": qkv[values:],
     }
 
 
-def _expert_places(layer: DecoderLayer) -> dict[str, Tensor]:
-    """Name an expert's gate projection w1, its up projection w3 and its down projection w2."""
-    places: dict[str, Tensor] = {"block_sparse_moe.gate.weight": layer.moe.gate.data}
-    for expert in range(layer.moe.num_experts):
-        prefix = f"block_sparse_moe.experts.{expert}"
-        gate, up = layer.moe.gate_up.data[expert].chunk(2)
-        places[f"{prefix}.w1.weight"] = gate
-        places[f"{prefix}.w2.weight"] = layer.moe.down.data[expert]
-        places[f"{prefix}.w3.weight"] = up
+def _ffn_places(layer: DecoderLayer, fused: bool) -> dict[str, Tensor]:
+    if isinstance(layer.ffn, MoeLayer):
+        names = EXPERT_NAMES[layer.spec.model_type]
+        return _fused_places(layer.ffn) if fused else _expert_places(layer.ffn, names)
+    gate, up = layer.ffn.gate_up.data.chunk(2)
+    return {
+        "mlp.gate_proj.weight": gate,
+        "mlp.up_proj.weight": up,
+        "mlp.down_proj.weight": layer.ffn.down.data,
+    }
+
+
+def _fused_places(moe: MoeLayer) -> dict[str, Tensor]:
+    return {
+        "mlp.gate.weight": moe.gate.data,
+        "mlp.experts.gate_up_proj": moe.gate_up.data,
+        "mlp.experts.down_proj": moe.down.data,
+    }
+
+
+def _expert_places(moe: MoeLayer, names: ExpertNames) -> dict[str, Tensor]:
+    places: dict[str, Tensor] = {names.router: moe.gate.data}
+    for expert in range(moe.num_experts):
+        prefix = f"{names.expert}.{expert}"
+        gate, up = moe.gate_up.data[expert].chunk(2)
+        places[f"{prefix}.{names.gate}.weight"] = gate
+        places[f"{prefix}.{names.up}.weight"] = up
+        places[f"{prefix}.{names.down}.weight"] = moe.down.data[expert]
     return places

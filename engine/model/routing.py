@@ -20,14 +20,15 @@ def forced_routing(model: Decoder, distinct: int) -> Iterator[None]:
     """Spread the tokens evenly over the first `distinct` experts of every layer.
 
     The router still runs, so that it costs what it costs; only its choice is replaced. With k = 2
-    and `distinct` 3, tokens visit experts (0, 1), (2, 0), (1, 2), (0, 1) and so on.
+    and `distinct` 3, tokens visit experts (0, 1), (2, 0), (1, 2), (0, 1) and so on. The network of
+    a model without experts counts as the one expert of its layer, where nothing can be forced.
     """
     spec = model.spec
-    top_k = spec.num_experts_per_tok
-    if not top_k <= distinct <= spec.num_local_experts:
+    top_k, experts = max(1, spec.num_experts_per_tok), max(1, spec.num_local_experts)
+    if not top_k <= distinct <= experts:
         raise EngineError(
             f"forced routing: distinct: {distinct} must be between the {top_k} experts of a token "
-            f"and the {spec.num_local_experts} of a layer"
+            f"and the {experts} of a layer"
         )
 
     @cache  # computed once for each T, so that it adds nothing to the router's measured time
@@ -52,18 +53,16 @@ def forced_routing(model: Decoder, distinct: int) -> Iterator[None]:
 
 @contextmanager
 def observed_routing(model: Decoder) -> Iterator[Tensor]:
-    """Yield counts (L, E) to which every forward pass adds the tokens each expert received.
+    """Yield counts to which every forward pass adds the tokens each expert received.
 
+    They have a row for each layer that has experts, (L, E) where all have.
     Zero the counts between passes (`counts.zero_()`) and `(counts > 0).sum(dim=1)` are the distinct
     experts that each layer hit in the last one.
     """
     experts = model.spec.num_local_experts
-    counts = torch.zeros(
-        model.spec.num_hidden_layers, experts, dtype=torch.long, device=model.device
-    )
-    rows = {
-        layer.moe: row for layer, row in zip(model.decoder_layers, counts.unbind(), strict=True)
-    }
+    moes = model.moe_layers
+    counts = torch.zeros(len(moes), experts, dtype=torch.long, device=model.device)
+    rows = dict(zip(moes, counts.unbind(), strict=True))
 
     def observed(moe: MoeLayer, routing: Routing) -> Routing:
         def route(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +78,8 @@ def observed_routing(model: Decoder) -> Iterator[Tensor]:
 
 @contextmanager
 def _replaced(model: Decoder, wrap: Callable[[MoeLayer, Routing], Routing]) -> Iterator[None]:
-    """Wrap the routing of every layer, and put the former one back."""
-    moes = [layer.moe for layer in model.decoder_layers]
+    """Wrap the routing of every layer with experts, and put the former one back."""
+    moes = model.moe_layers
     former = [moe.routing for moe in moes]
     try:
         for moe, routing in zip(moes, former, strict=True):

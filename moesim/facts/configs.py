@@ -19,6 +19,30 @@ SWITCH_LENGTH = 512
 their configurations name no maximum, as relative positions need none."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """How rotary positions were stretched to a longer context, as Llama 3.1 does.
+
+    Rotations that turn over `high_freq_factor` times within the original context stay, those that
+    turn over less than `low_freq_factor` times are slowed down by `factor`, and those between are
+    a mixture (Hugging Face's `rope_type` llama3).
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What an architecture's configurations mean by leaving a key out, as transformers has it."""
+
+    rope_theta: float = 1e4
+    rms_norm_eps: float = 1e-6
+    use_sliding_window: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """How one `model_type` is read and written."""
@@ -61,7 +85,7 @@ def require_architecture(config: Config, known: Collection[str], source: str) ->
 
 def _read_mixtral(config: Config, source: str) -> Fields:
     return {
-        **_read_decoder(config, source),
+        **_read_decoder(config, source, Defaults(rope_theta=1e6, rms_norm_eps=1e-5)),
         "intermediate_size": _whole(config, "intermediate_size", source),
         "num_local_experts": _whole(config, "num_local_experts", source),
         "num_experts_per_tok": _whole(config, "num_experts_per_tok", source),
@@ -73,7 +97,7 @@ def _read_llama(config: Config, source: str) -> Fields:
     inner = _whole(config, "intermediate_size", source)
     layers = _whole(config, "num_hidden_layers", source)
     return {
-        **_read_decoder(config, source),
+        **_read_decoder(config, source, Defaults()),
         "intermediate_size": inner,
         "dense_intermediate_size": inner,
         "dense_layers": tuple(range(layers)),
@@ -87,7 +111,7 @@ def _read_qwen3_moe(config: Config, source: str) -> Fields:
     dense = _qwen_dense_layers(config, source)
     experts = "num_local_experts" if "num_experts" not in config else "num_experts"
     return {
-        **_read_decoder(config, source),
+        **_read_decoder(config, source, Defaults(use_sliding_window=False)),
         "intermediate_size": _whole(config, "moe_intermediate_size", source),
         "dense_intermediate_size": _whole(config, "intermediate_size", source) if dense else 0,
         "dense_layers": dense,
@@ -109,39 +133,73 @@ def _qwen_dense_layers(config: Config, source: str) -> tuple[int, ...]:
     return tuple(layer for layer in range(layers) if layer in named or (layer + 1) % step)
 
 
-def _read_decoder(config: Config, source: str) -> Fields:
+def _read_decoder(config: Config, source: str, defaults: Defaults) -> Fields:
     """Read what all decoders with rotary positions and RMS norms have in common."""
-    rope = _rope(config, source)
-    _refuse(config, source, rope_scaling=None, hidden_act="silu")
-    if config.get("use_sliding_window") is not False:
-        _refuse(config, source, sliding_window=None)
+    _refuse(config, source, hidden_act="silu")
+    longest = _whole(config, "max_position_embeddings", source)
+    if _flag(config, "use_sliding_window", source, defaults.use_sliding_window):
+        _refuse_window(config, source, longest)
     heads = _whole(config, "num_attention_heads", source)
     hidden = _whole(config, "hidden_size", source)
+    rope_key, rope = _rope(config, source)
     return {
         "hidden_size": hidden,
         "num_hidden_layers": _whole(config, "num_hidden_layers", source),
         "num_attention_heads": heads,
         "num_key_value_heads": _whole(config, "num_key_value_heads", source, heads),
-        "head_dim": _whole(config, "head_dim", source, hidden // heads),
+        "head_dim": _even(config, "head_dim", source, hidden // heads),
         "vocab_size": _whole(config, "vocab_size", source),
-        "max_position_embeddings": _whole(config, "max_position_embeddings", source),
-        "rope_theta": _positive({**config, **rope}, "rope_theta", source, 1e6),
-        "rms_norm_eps": _positive(config, "rms_norm_eps", source, 1e-5),
+        "max_position_embeddings": longest,
+        "rope_theta": _positive({**config, **rope}, "rope_theta", source, defaults.rope_theta),
+        "rope_scaling": _rope_scaling(rope, f"{source}: {rope_key}", longest),
+        "rms_norm_eps": _positive(config, "rms_norm_eps", source, defaults.rms_norm_eps),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         "dtype": _dtype(config),
     }
 
 
-def _rope(config: Config, source: str) -> Mapping[str, Any]:
-    rope = config.get("rope_parameters") or {}
-    if not isinstance(rope, Mapping):
-        raise ScenarioError(f"{source}: rope_parameters: {rope!r} is not an object")
-    kind = rope.get("rope_type", "default")
-    if kind != "default":
+def _refuse_window(config: Config, source: str, longest: int) -> None:
+    """Raise ScenarioError for a window that would hide some of the longest context."""
+    window = config.get("sliding_window")
+    if window is not None and _whole(config, "sliding_window", source) < longest:
         raise ScenarioError(
-            f"{source}: rope_parameters.rope_type: {kind!r} is not supported; only 'default' is"
+            f"{source}: sliding_window: {window!r} is not supported; only null or a window of all "
+            f"{longest} positions (max_position_embeddings) is"
         )
-    return rope
+
+
+def _rope(config: Config, source: str) -> tuple[str, Mapping[str, Any]]:
+    """Return what is said of rotary positions, and the key that says it, the old or the new."""
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = config.get(key) or {}
+    if not isinstance(rope, Mapping):
+        raise ScenarioError(f"{source}: {key}: {rope!r} is not an object")
+    _refuse({**config, **rope}, source, partial_rotary_factor=1.0)
+    return key, rope
+
+
+def _rope_scaling(rope: Mapping[str, Any], source: str, longest: int) -> RopeScaling | None:
+    """Read how rotary positions are stretched, if they are; `source` ends with the key."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ScenarioError(
+            f"{source}.rope_type: {kind!r} is not supported; only 'default' and 'llama3' are"
+        )
+    original = "original_max_position_embeddings"
+    scaling = RopeScaling(
+        factor=_positive(rope, "factor", source),
+        low_freq_factor=_positive(rope, "low_freq_factor", source),
+        high_freq_factor=_positive(rope, "high_freq_factor", source),
+        original_max_position_embeddings=_whole(rope, original, source, longest),
+    )
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise ScenarioError(
+            f"{source}: low_freq_factor: {scaling.low_freq_factor} must be below high_freq_factor "
+            f"{scaling.high_freq_factor}"
+        )
+    return scaling
 
 
 def _read_switch(config: Config, source: str) -> Fields:
@@ -194,7 +252,11 @@ def _write_decoder(fields: Fields) -> Fields:
         "hidden_act": "silu",
         "sliding_window": None,
         **{name: fields[name] for name in names},
-        "rope_parameters": {"rope_type": "default", "rope_theta": fields["rope_theta"]},
+        "rope_parameters": {
+            "rope_type": "llama3" if fields["rope_scaling"] else "default",
+            "rope_theta": fields["rope_theta"],
+            **(fields["rope_scaling"] or {}),
+        },
     }
 
 
@@ -250,7 +312,10 @@ ARCHITECTURES = {
 }
 """What is read, by `model_type`."""
 
-RUNNABLE = ("mixtral",)
+DECODERS = ("mixtral", "qwen3_moe", "llama")
+"""The architectures that are decoders alone: `engine.model.decoder` runs them."""
+
+RUNNABLE = DECODERS
 """The architectures that the engine runs and the simulator follows."""
 
 
@@ -273,8 +338,18 @@ def _whole(config: Config, name: str, source: str, default: int | None = None) -
     return value
 
 
-def _positive(config: Config, name: str, source: str, default: float) -> float:
+def _even(config: Config, name: str, source: str, default: int) -> int:
+    """Read the size of a head, whose values rotate in pairs."""
+    value = _whole(config, name, source, default)
+    if value % 2:
+        raise ScenarioError(f"{source}: {name}: {value} must be even for rotary positions")
+    return value
+
+
+def _positive(config: Config, name: str, source: str, default: float | None = None) -> float:
     value = config.get(name, default)
+    if value is None:
+        raise ScenarioError(f"{source}: {name}: missing; add it")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
         raise ScenarioError(f"{source}: {name}: {value!r} must be a number above zero")
     return float(value)

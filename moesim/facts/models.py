@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from moesim.errors import ScenarioError
-from moesim.facts.configs import RUNNABLE, config_of, fields_of, require_architecture
+from moesim.facts.configs import (
+    RUNNABLE,
+    RopeScaling,
+    config_of,
+    fields_of,
+    require_architecture,
+)
 from moesim.facts.precision import FORMATS, Precision
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -51,6 +57,8 @@ class ModelSpec:
     vocab_size: int
     max_position_embeddings: int
     rope_theta: float = 1e6
+    rope_scaling: RopeScaling | None = None
+    """How rotary positions were stretched to `max_position_embeddings`, if they were."""
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
     dtype: str = "bfloat16"

@@ -83,10 +83,20 @@ def test_emit_rows(decoder: Decoder, cache: PagedKvCache, batcher: Any, expected
     [
         {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16},
         {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8},
+        # Mixtral-8x22B, its width, heads and FFN (6144, 48 over 8, 16384) divided by 128 and 8.
+        {
+            "hidden_size": 48,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 1,
+            "intermediate_size": 128,
+            "num_local_experts": 8,
+            "num_hidden_layers": 4,
+        },
+        {"sliding_window": 128},
         {"tie_word_embeddings": True},
         {"num_local_experts": 5, "num_experts_per_tok": 3, "rope_theta": 5e5},
     ],
-    ids=["head_dim", "no_grouping", "tied", "top_3"],
+    ids=["head_dim", "no_grouping", "8x22b", "wide_window", "tied", "top_3"],
 )
 def test_other_shapes(
     mixtral: Callable[..., Any], batcher: Any, tmp_path: Path, shape: dict[str, Any]

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import load_model
-from moesim.facts.configs import ARCHITECTURES
+from moesim.facts.configs import ARCHITECTURES, RopeScaling
 from moesim.facts.models import ModelSpec, read_config
 from moesim.facts.precision import Precision
 
@@ -59,6 +60,16 @@ SWITCH: dict[str, Any] = {
 
 LLAMA: dict[str, Any] = {key: value for key, value in CONFIG.items() if "experts" not in key} | {
     "model_type": "llama"
+}
+
+
+LLAMA3_ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
 }
 
 
@@ -235,7 +246,7 @@ def test_a_spec_survives_its_own_config() -> None:
     "config",
     [
         {**QWEN, "mlp_only_layers": [0, 2], "norm_topk_prob": True},
-        {**LLAMA, "attention_bias": True},
+        {**LLAMA, "attention_bias": True, "rope_parameters": LLAMA3_ROPE},
         SWITCH,
     ],
     ids=lambda config: str(config["model_type"]),
@@ -261,8 +272,12 @@ def test_no_key_value_heads_means_one_for_each_head() -> None:
     ("change", "words"),
     [
         ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "mixtral", "llama"]),
-        ({"sliding_window": 4096}, ["sliding_window", "4096"]),
+        ({"sliding_window": 511}, ["sliding_window", "511", "512"]),
+        ({"sliding_window": "all"}, ["sliding_window", "'all'"]),
+        ({"head_dim": 15}, ["head_dim", "15", "even"]),
         ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_parameters.rope_type", "'yarn'"]),
+        ({"rope_scaling": {"type": "linear"}}, ["rope_scaling.rope_type", "'linear'"]),
+        ({"rope_scaling": ["llama3"]}, ["rope_scaling", "['llama3']"]),
         ({"hidden_size": 0}, ["hidden_size", "0"]),
         ({"vocab_size": -5}, ["vocab_size", "-5"]),
         ({"torch_dtype": "int3"}, ["dtype", "int3", "bfloat16"]),
@@ -294,9 +309,15 @@ def test_a_missing_field_is_named(field: str) -> None:
     [
         ({**LLAMA, "mlp_bias": True}, "mlp_bias: True"),
         ({**LLAMA, "attention_bias": "yes"}, "attention_bias: 'yes'"),
-        ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
+        ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: factor: missing"),
+        (
+            {**LLAMA, "rope_parameters": {**LLAMA3_ROPE, "low_freq_factor": 4}},
+            "rope_parameters: low_freq_factor: 4.0 must be below high_freq_factor 4.0",
+        ),
+        ({**LLAMA, "rope_parameters": {**LLAMA3_ROPE, "factor": -8}}, "factor: -8 must be"),
         ({**QWEN, "mlp_only_layers": 3}, "mlp_only_layers: 3"),
-        ({**QWEN, "sliding_window": 4096}, "sliding_window: 4096"),
+        ({**QWEN, "sliding_window": 64, "use_sliding_window": True}, "sliding_window: 64"),
         ({**SWITCH, "feed_forward_proj": "gated-gelu"}, "feed_forward_proj: 'gated-gelu'"),
         ({**SWITCH, "router_bias": True}, "router_bias: True"),
         ({**SWITCH, "num_sparse_decoder_layers": 0}, "num_sparse_decoder_layers: 0"),
@@ -308,10 +329,39 @@ def test_what_would_compute_otherwise_is_refused(config: dict[str, Any], words: 
         ModelSpec.from_config(config)
 
 
-def test_a_window_that_is_not_used_is_none() -> None:
-    """Qwen configurations carry one with the switch beside it off."""
-    config = {**QWEN, "sliding_window": 4096, "use_sliding_window": False}
-    assert ModelSpec.from_config(config) == ModelSpec.from_config(QWEN)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**QWEN, "sliding_window": 64, "use_sliding_window": False},
+        {**QWEN, "sliding_window": 64},
+        {**CONFIG, "sliding_window": 512},
+        {**CONFIG, "sliding_window": 4096},
+        {**CONFIG, "sliding_window": None},
+    ],
+)
+def test_a_window_that_hides_nothing_is_none(config: dict[str, Any]) -> None:
+    """Switched off, as in Qwen's configurations (and its default), or as wide as the context."""
+    plain = {key: value for key, value in config.items() if "sliding" not in key}
+    assert ModelSpec.from_config(config) == ModelSpec.from_config(plain)
+
+
+def test_stretched_positions_in_old_and_new_keys() -> None:
+    """Transformers 4 wrote them into `rope_scaling`, with `rope_theta` beside it."""
+    stretch = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    old = ModelSpec.from_config({**LLAMA, "rope_scaling": stretch, "rope_theta": 5e5})
+    assert old == ModelSpec.from_config({**LLAMA, "rope_parameters": LLAMA3_ROPE})
+    assert old.rope_scaling == RopeScaling(
+        factor=8, low_freq_factor=1, high_freq_factor=4, original_max_position_embeddings=128
+    )
+
+
+@pytest.mark.parametrize("config", [CONFIG, LLAMA, QWEN], ids=lambda config: config["model_type"])
+def test_what_is_left_out_means_what_transformers_means(config: dict[str, Any]) -> None:
+    """Rotary base and epsilon differ from architecture to architecture."""
+    theirs = AutoConfig.for_model(config["model_type"])
+    spec = ModelSpec.from_config(config)
+    assert spec.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert spec.rms_norm_eps == theirs.rms_norm_eps
 
 
 def test_a_checkpoint_folder_is_read_by_its_config(tmp_path: Path) -> None:
