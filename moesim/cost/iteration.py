@@ -1,11 +1,12 @@
 """How long one iteration takes: the sum over its operations, from a profile.
 
     host(sequences) + embedding(T)
-    + sum over layers [projections(T) + router(T) + experts(T, distinct)
+    + sum over layers [projections(T) + router(T) + experts(T, distinct) + collectives(T)
                        + attention_decode(sequences, context) + attention_prefill(each chunk)]
     + head(emitting) + sampling(emitting)
 
-T counts all tokens of the mixed batch: prefill and decode share one pass. Decode attention is
+T counts all tokens of the mixed batch: prefill and decode share one pass. Collectives are those of
+a group of devices, if there is one. Decode attention is
 linear in the summed context, so its duration over many iterations has a closed form.
 """
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from moesim.cost.curves import WEAKEST, Curve, Fan, Sheet
 from moesim.cost.experts import experts_curve
-from moesim.cost.profile import COORDINATES, Profile
+from moesim.cost.profile import COORDINATES, OPTIONAL, Profile
 from moesim.serving.sequences import Batch
 
 Floats = NDArray[np.float64]
@@ -186,8 +187,8 @@ class CostModel(Cost):
         cells = profile.operations
         self._curves = {
             name: Curve.through(cells[name])
-            for name, coordinates in COORDINATES.items()
-            if len(coordinates) == 1
+            for name, coordinates in (COORDINATES | OPTIONAL).items()
+            if len(coordinates) == 1 and name in cells
         }
         self._curves["experts"] = experts_curve(cells["experts"], profile.router.popularity)
         self._decode = Fan.through(cells["attention_decode"])
@@ -218,9 +219,13 @@ class CostModel(Cost):
 
     def _tokens_table(self, most: int) -> NDArray[np.float64]:
         """Return the duration of all that depends on the iteration's tokens alone [s]."""
-        in_layers = ("projections", "router", "experts")
-        layer = np.sum([self._curves[name].table(most) for name in in_layers], axis=0)
+        layer = np.sum([self._curves[name].table(most) for name in self._in_layers()], axis=0)
         return np.asarray(self._curves["embedding"].table(most) + self._layers * layer)
+
+    def _in_layers(self) -> tuple[str, ...]:
+        """Return the operations of a layer that depend on the iteration's tokens alone."""
+        names = ("projections", "router", "experts", "collectives")
+        return tuple(name for name in names if name in self._curves)
 
     def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
         """Return the attention of one chunk over all layers [s]."""
@@ -240,7 +245,7 @@ class CostModel(Cost):
         at best on a part of the measured device, `roofline` where nothing was measured.
         """
         asked = self.asked
-        reached = dict.fromkeys(("embedding", "projections", "router", "experts"), asked.tokens)
+        reached = dict.fromkeys(("embedding", *self._in_layers()), asked.tokens)
         reached |= dict.fromkeys(("head", "sampling"), asked.emitting)
         reached["host"] = asked.sequences
         bases = {name: self._curves[name].basis(most) for name, most in reached.items() if most}

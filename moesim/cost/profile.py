@@ -12,9 +12,14 @@ from. Times are in seconds. An operation inside a layer is timed for one layer.
 | attention_prefill | new_tokens, context (cached before the chunk) | layer and chunk |
 | router (norm, gate, top-k) | tokens | layer |
 | experts | tokens, distinct (experts hit) | layer |
+| collectives (of a group of devices; optional) | tokens | layer |
 | head (norm, lm_head) | sequences (that emit a token) | iteration |
 | sampling | sequences (that emit a token) | iteration |
 | host (scheduling, batch building, records) | sequences (in the batch) | iteration |
+
+A model without experts has one in each layer, its FFN, that every token visits: cells at one
+distinct expert, popularity 1. Where only some layers have experts, the router has a row for each of
+these, the cells of experts are spread over all layers, and the plain FFNs are in the projections.
 """
 
 import json
@@ -45,7 +50,12 @@ COORDINATES: dict[str, tuple[str, ...]] = {
 }
 """The operations every profile covers, and the coordinates of their cells."""
 
-PER_LAYER = frozenset({"projections", "attention_decode", "attention_prefill", "router", "experts"})
+OPTIONAL: dict[str, tuple[str, ...]] = {"collectives": ("tokens",)}
+"""The operations that some profiles cover; what is absent costs nothing."""
+
+PER_LAYER = frozenset(
+    {"projections", "attention_decode", "attention_prefill", "router", "experts", "collectives"}
+)
 """The operations whose cells are for one layer; the others are for one iteration."""
 
 
@@ -57,7 +67,7 @@ class Cell(_Part):
     """One measured point of an operation."""
 
     at: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
-    """Coordinates, in the order of `COORDINATES`."""
+    """Coordinates, in the order of `COORDINATES` and `OPTIONAL`."""
     median_s: float = Field(ge=0, allow_inf_nan=False)
     """Median duration [s]."""
     spread: float = Field(ge=0, allow_inf_nan=False)
@@ -79,7 +89,8 @@ class Router(_Part):
     """What the model's routers did in real forward passes."""
 
     popularity: list[list[Annotated[float, Field(ge=0, le=1)]]]
-    """Share of tokens that each expert of each layer receives; each row sums to top-k."""
+    """Share of tokens that each expert of each layer receives; each row sums to top-k.
+    A model without experts has rows of one share, 1."""
     tokens: int = Field(gt=0)
     """Tokens observed."""
     distinct: list[tuple[int, float]]
@@ -160,37 +171,46 @@ class Profile(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> "Profile":
-        for name, coordinates in COORDINATES.items():
-            cells = self.operations.get(name)
+        known = COORDINATES | OPTIONAL
+        for name in COORDINATES:
+            if not self.operations.get(name):
+                raise ValueError(f"operations.{name}: no measured cell")
+        for name, cells in self.operations.items():
+            if name not in known:
+                raise ValueError(f"operations.{name}: unknown operation")
             if not cells:
                 raise ValueError(f"operations.{name}: no measured cell")
-            for index, cell in enumerate(cells):
-                if len(cell.at) != len(coordinates):
-                    raise ValueError(
-                        f"operations.{name}.{index}.at: expected {', '.join(coordinates)}"
-                    )
-            places = [cell.at for cell in cells]
-            if len(set(places)) < len(places):
-                raise ValueError(f"operations.{name}: a cell is given twice")
-        unknown = sorted(set(self.operations) - set(COORDINATES))
-        if unknown:
-            raise ValueError(f"operations.{unknown[0]}: unknown operation")
+            _check_places(name, known[name], cells)
+        self._check_router()
+        return self
+
+    def _check_router(self) -> None:
         try:
             spec = self.spec
         except ScenarioError as wrong:
             raise ValueError(str(wrong)) from None
-        if any(abs(sum(row) - spec.num_experts_per_tok) > 0.01 for row in self.router.popularity):
-            raise ValueError(f"router.popularity: rows must sum to {spec.num_experts_per_tok}")
-        if len(self.router.popularity) != self.spec.num_hidden_layers or any(
-            len(row) != self.spec.num_local_experts for row in self.router.popularity
-        ):
+        visits, experts = spec.num_experts_per_tok, spec.num_local_experts
+        rows = spec.num_hidden_layers - len(spec.dense_layers)
+        if not experts:
+            visits, experts, rows = 1, 1, spec.num_hidden_layers
+        popularity = self.router.popularity
+        if any(abs(sum(row) - visits) > 0.01 for row in popularity):
+            raise ValueError(f"router.popularity: rows must sum to {visits}")
+        if len(popularity) != rows or any(len(row) != experts for row in popularity):
             raise ValueError("router.popularity: not one row a layer with one share an expert")
-        return self
 
     @property
     def spec(self) -> ModelSpec:
         """The shape of the profiled model."""
         return ModelSpec.from_config(self.model, "model")
+
+
+def _check_places(name: str, coordinates: tuple[str, ...], cells: list[Cell]) -> None:
+    for index, cell in enumerate(cells):
+        if len(cell.at) != len(coordinates):
+            raise ValueError(f"operations.{name}.{index}.at: expected {', '.join(coordinates)}")
+    if len({cell.at for cell in cells}) < len(cells):
+        raise ValueError(f"operations.{name}: a cell is given twice")
 
 
 def load_profile(name: str | Path, *, relative_to: Path | None = None) -> Profile:

@@ -1,36 +1,22 @@
-"""Rooflines: profiles without measurements, and measured ones on a part of their device.
+"""Rooflines: profiles without measurements, and measured ones on another slice of their device.
 
-Each operation takes the longer of its arithmetic and its memory traffic (Williams, Waterman and
-Patterson 2009), at the share of the datasheet's rates that kernels of its kind reach. The shares
-are medians over the bf16 kernel tables of AIConfigurator (NVIDIA, Apache-2.0) for A100, H100 and
-H200 (SXM), Mixtral's shapes:
-
-| kernels | share of arithmetic, from 4096 tokens on | of bandwidth, few tokens |
-|---|---|---|
-| projections, head | 0.77 (0.66 to 0.83) | 0.65 (0.52 to 0.76) |
-| experts | 0.5 (0.21 to 0.82) | 0.86 (0.55 to 0.89) |
-| prefill attention | 0.56 (0.45 to 0.65) | - |
-| decode attention | - | 0.84 (0.48 to 0.94) |
-
-(in brackets the 10th to 90th percentile on any of the three). Launches, routing and the host cost
-nothing here, so that small batches are taken for faster than they are. How far off this is, on the
-tables' 14,556 GEMM and MoE rows, goes with the profile as its residuals.
+A roofline profile is `moesim.cost.expected` laid out over the grid of a profile. How far off that
+is, on the 14,556 bf16 GEMM and MoE rows of AIConfigurator's tables, goes with it as its residuals.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import product
 
+from moesim.cost.collectives import collectives_s
+from moesim.cost.expected import Rates, expected_s, uniform_popularity
+from moesim.cost.parallel import Shard
 from moesim.cost.profile import FORMAT, FORMAT_VERSION, Cell, Profile
 from moesim.errors import ProfileError
 from moesim.facts.hardware import Device
 from moesim.facts.memory import RESERVED_SHARE
 from moesim.facts.models import ModelSpec
+from moesim.facts.precision import FORMATS, Precision
 from moesim.facts.slices import Slice
-
-LINEAR_COMPUTE, LINEAR_BANDWIDTH = 0.77, 0.65
-EXPERTS_COMPUTE, EXPERTS_BANDWIDTH = 0.5, 0.86
-PREFILL_COMPUTE, DECODE_BANDWIDTH = 0.56, 0.84
 
 RESIDUALS = (
     -0.08, -0.05, -0.02, -0.01, 0.01, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.20, 0.25, 0.33, 0.41,
@@ -43,83 +29,26 @@ LONGEST_CONTEXT = 2**20
 """Context up to which attention is laid out; it is a straight line anyway [tokens]."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """What a device, or a part of one, does at best."""
-
-    flop_per_s: float
-    bytes_per_s: float
-
-    @classmethod
-    def of(cls, device: Device) -> "Rates":
-        """Take the datasheet's; ProfileError where it is silent."""
-        for name in ("bf16_flop_per_s", "memory_bandwidth_bytes_per_s"):
-            if getattr(device, name) is None:
-                raise ProfileError(
-                    f"hardware.device {device.name}: no {name}, which a roofline needs; add it to "
-                    "the device's file, or profile on the device"
-                )
-        return cls(
-            flop_per_s=device.bf16_flop_per_s or 0.0,
-            bytes_per_s=device.memory_bandwidth_bytes_per_s or 0.0,
-        )
-
-    def seconds(self, flop: float, moved: float, compute: float, bandwidth: float) -> float:
-        """Return the longer of arithmetic and traffic, at these shares of the rates [s]."""
-        return max(flop / (self.flop_per_s * compute), moved / (self.bytes_per_s * bandwidth))
-
-
-Durations = Mapping[str, Callable[..., float]]
-"""By operation: seconds at the coordinates of its cells."""
-
-
-def expected_s(spec: ModelSpec, rates: Rates) -> Durations:
-    """Return what each operation that computes or reads takes at best; the others cost nothing."""
-    kv_bytes = spec.kv_bytes_per_token / spec.num_hidden_layers
-    head = spec.vocab_size * spec.hidden_size
-    width = spec.num_attention_heads * spec.head_dim
-
-    def linear(parameters: int, count: float) -> float:
-        flop, moved = 2 * parameters * count, parameters * spec.dtype_bytes
-        return rates.seconds(flop, moved, LINEAR_COMPUTE, LINEAR_BANDWIDTH)
-
-    def experts(tokens: float, distinct: float) -> float:
-        flop = 2 * spec.expert_parameters * spec.num_experts_per_tok * tokens
-        moved = spec.expert_parameters * spec.dtype_bytes * distinct
-        return rates.seconds(flop, moved, EXPERTS_COMPUTE, EXPERTS_BANDWIDTH)
-
-    def decode(sequences: float, context: float) -> float:
-        return kv_bytes * context / (rates.bytes_per_s * DECODE_BANDWIDTH)
-
-    def prefill(new: float, cached: float) -> float:
-        flop = 4 * width * new * (cached + new / 2)  # scores and values, the masked half left out
-        moved = kv_bytes * (cached + new)
-        return rates.seconds(flop, moved, PREFILL_COMPUTE, DECODE_BANDWIDTH)
-
-    return {
-        "projections": lambda tokens: linear(spec.attention_parameters, tokens),
-        "experts": experts,
-        "attention_decode": decode,
-        "attention_prefill": prefill,
-        "head": lambda sequences: linear(head, sequences),
-    }
-
-
 def roofline_profile(
-    spec: ModelSpec, device: Device, *, max_batched_tokens: int, max_num_seqs: int
+    spec: ModelSpec,
+    device: Device,
+    *,
+    max_batched_tokens: int,
+    max_num_seqs: int,
+    precision: Precision | None = None,
 ) -> Profile:
-    """Return a profile of rooflines for a decoder with experts in every layer, whole in 16 bit.
+    """Return a profile of rooflines for a decoder on one device, its weights in `precision`.
 
-    Raises ProfileError where the datasheet or the architecture does not allow for one.
+    The model's dtype is taken unless told. Raises ProfileError where the datasheet or the
+    architecture does not allow for a roofline.
     """
-    if not spec.num_local_experts or spec.num_encoder_layers or spec.dense_layers:
+    if spec.num_encoder_layers:
         raise ProfileError(
-            f"profile roofline: knows decoders with experts in every layer, not {spec.model_type}; "
-            "profile the model"
+            f"profile roofline: knows decoders, not {spec.model_type}; profile the model"
         )
-    durations = expected_s(spec, Rates.of(device))
+    durations = expected_s(spec, Rates.of(device), precision=precision)
     grid = _grid(spec, max_batched_tokens, max_num_seqs)
-    share = spec.num_experts_per_tok / spec.num_local_experts
+    blocks = blocks_beside(spec, device.memory_bytes, BLOCK_SIZE, precision=precision)
     return Profile.model_validate(
         {
             "format": FORMAT,
@@ -128,10 +57,10 @@ def roofline_profile(
             "max_batched_tokens": max_batched_tokens,
             "kv": {
                 "block_size": BLOCK_SIZE,
-                "num_blocks": max(1, blocks_beside(spec, device.memory_bytes, BLOCK_SIZE)),
+                "num_blocks": max(1, blocks),
             },
             "router": {
-                "popularity": [[share] * spec.num_local_experts] * spec.num_hidden_layers,
+                "popularity": uniform_popularity(spec),
                 "tokens": 1,
                 "distinct": [],
             },
@@ -154,40 +83,66 @@ def roofline_profile(
     )
 
 
-def on_slice(profile: Profile, device: Device, part: Slice) -> Profile:
-    """Return a profile of a whole device as it would be on a part of it.
+def on_slice(
+    profile: Profile, device: Device, part: Slice, *, precision: Precision | None = None
+) -> Profile:
+    """Return a profile of a whole device as it would be on a part of it, or on a group.
 
-    Each cell is scaled by the ratio of its rooflines; what has none (launches, routing, the host)
-    stays as it was. Raises ProfileError where the datasheet does not allow for that.
+    Each cell is scaled by the ratio of its rooflines, in the `precision` that the profile is of;
+    what has none (launches, routing, the host) stays as it was. A group adds its collectives, which
+    are never scaled. Raises ProfileError where the datasheet does not allow for that, ScenarioError
+    where the model cannot be cut over the group.
     """
     if part.whole:
         return profile
-    full = Rates.of(device)
-    own = Rates(
-        flop_per_s=full.flop_per_s * part.compute_share,
-        bytes_per_s=full.bytes_per_s * part.bandwidth_share,
+    spec, full = profile.spec, Rates.of(device)
+    precision = precision or Precision.of_dtype(spec.dtype)
+    before = expected_s(spec, full, precision=precision)
+    after = expected_s(
+        spec,
+        full.on(part),
+        precision=precision,
+        part=part,
+        popularity=profile.router.popularity,
     )
-    before, after = expected_s(profile.spec, full), expected_s(profile.spec, own)
     operations = {
         name: [_scaled(cell, before[name], after[name]) for cell in cells]
         if name in before
         else cells
         for name, cells in profile.operations.items()
     }
+    if part.devices > 1:
+        value_bytes = FORMATS[precision.plain].bytes_of(1)
+        seconds = collectives_s(spec, device, part.devices, value_bytes)
+        points = [(count,) for count in _doubling(profile.max_batched_tokens)]
+        operations["collectives"] = _cells(seconds, points)
     source = "scaled" if profile.source == "measured" else profile.source
     return profile.model_copy(update={"operations": operations, "source": source})
 
 
-def blocks_beside(spec: ModelSpec, memory_bytes: int, block_size: int) -> int:
-    """Return the KV blocks that fit beside the weights; 0 or less where none does."""
-    free = (1 - RESERVED_SHARE) * memory_bytes - spec.weight_bytes
-    return int(free // (block_size * spec.kv_bytes_per_token))
+def blocks_beside(
+    spec: ModelSpec,
+    memory_bytes: int,
+    block_size: int,
+    *,
+    precision: Precision | None = None,
+    part: Slice | None = None,
+) -> int:
+    """Return the KV blocks that fit beside the weights; 0 or less where none does.
+
+    `memory_bytes` are those of one device; of a group each holds its share of all weights, and its
+    heads of every block.
+    """
+    precision = precision or Precision.of_dtype(spec.dtype)
+    shard = Shard.of(spec, part)
+    free = (1 - RESERVED_SHARE) * memory_bytes - shard.weight_bytes(precision)
+    return int(free // FORMATS[precision.kv].bytes_of(block_size * shard.kv_values_per_token))
 
 
 def _scaled(cell: Cell, before: Callable[..., float], after: Callable[..., float]) -> Cell:
     was = before(*cell.at)
     factor = after(*cell.at) / was if was else 1.0
-    return cell.model_copy(update={"median_s": cell.median_s * factor})
+    return _cell(cell.at, cell.median_s * factor, cell.spread, cell.repeats)
 
 
 def _nothing(*_: float) -> float:
@@ -205,7 +160,7 @@ def _grid(
         "embedding": lone,
         "projections": [(count,) for count in tokens],
         "router": lone,
-        "experts": list(product(tokens, range(1, spec.num_local_experts + 1))),
+        "experts": list(product(tokens, range(1, max(1, spec.num_local_experts) + 1))),
         "attention_decode": list(product(sequences, (0, LONGEST_CONTEXT))),
         "attention_prefill": list(product(tokens[1:] or [2], _contexts())),
         "head": [(count,) for count in sequences],
@@ -223,12 +178,13 @@ def _contexts() -> list[int]:
     return [0, *(2**power for power in range(6, 18))]
 
 
-def _cells(
-    seconds: Callable[..., float], points: Sequence[tuple[int, ...]]
-) -> list[dict[str, object]]:
-    return [
-        {"at": point, "median_s": seconds(*point), "spread": 0.0, "repeats": 1} for point in points
-    ]
+def _cells(seconds: Callable[..., float], points: Sequence[tuple[float, ...]]) -> list[Cell]:
+    return [_cell(point, seconds(*point), 0.0, 1) for point in points]
+
+
+def _cell(at: tuple[float, ...], median_s: float, spread: float, repeats: int) -> Cell:
+    """Make a cell of values that are valid as they are: thousands are made at once."""
+    return Cell.model_construct(at=at, median_s=median_s, spread=spread, repeats=repeats)
 
 
 def _provenance(spec: ModelSpec, device: Device) -> dict[str, object]:

@@ -9,10 +9,42 @@ PCIE_BYTES_PER_S = {3: 15.754e9, 4: 31.508e9, 5: 63.015e9}
 (PCI Express Base Specification) [B/s]."""
 
 
-class Device(BaseModel):
-    """A device that replicas run on, as written in `data/hardware/*.yaml`."""
+class Facts(BaseModel):
+    """What device files are made of: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Line(Facts):
+    """A duration that grows with a message: `latency_s + bytes / bytes_per_s`."""
+
+    latency_s: float = Field(gt=0)
+    """What the shortest message takes [s]."""
+    bytes_per_s: float = Field(gt=0)
+    """Bytes of the message over the time that they add [B/s]."""
+
+    def seconds(self, message_bytes: float) -> float:
+        """Return how long a message takes [s]."""
+        return self.latency_s + message_bytes / self.bytes_per_s
+
+
+class AllReduce(Facts):
+    """What adding up a vector over all ranks of a group takes: the lesser of two lines."""
+
+    short: Line
+    """One exchange between all, as short messages are reduced."""
+    long: Line
+    """Two exchanges, or NCCL, as long messages are reduced."""
+    typical_error: float = Field(ge=0)
+    """Median relative deviation of the lines from the measurements behind them."""
+
+    def seconds(self, message_bytes: float) -> float:
+        """Return how long a message takes [s]."""
+        return min(self.short.seconds(message_bytes), self.long.seconds(message_bytes))
+
+
+class Device(Facts):
+    """A device that replicas run on, as written in `data/hardware/*.yaml`."""
 
     name: str
     """The device's name, as scenarios refer to it."""
@@ -36,6 +68,8 @@ class Device(BaseModel):
     """What large copies from pinned host memory typically reach; a profile measures it [B/s]."""
     nvlink_bytes_per_s: float | None = Field(default=None, gt=0)
     """Datasheet NVLink bandwidth of the device, both directions added up [B/s]."""
+    all_reduce: dict[int, AllReduce] = {}
+    """All-reduces over NVLink by number of GPUs."""
     source: str
     """Where the figures come from."""
 

@@ -19,7 +19,7 @@ from moesim.serving.kv_cache import KvCache
 from moesim.serving.scheduling import Limits
 from moesim.serving.sequences import Batch, Chunk, Sequence
 from moesim.simulation.replica import Replica
-from moesim.simulation.serve import serve
+from moesim.simulation.station import Station, serve_alone
 from moesim.simulation.stepwise import step_through
 
 BY_HAND = AffineParameters(fixed_s=5e-3, mixed_s=2e-3, token_s=1e-3, context_s=1e-4, pair_s=1e-5)
@@ -114,6 +114,10 @@ def test_it_says_that_it_is_fitted() -> None:
     assert set(_cost().basis().values()) == {FITTED}
 
 
+def _replica(blocks: int) -> Replica:
+    return Replica(name="r", limits=LIMITS, cache=KvCache(blocks, 4), cost=_cost())
+
+
 @given(
     st.lists(
         # An irrational step keeps arrivals off the ends of iterations, where rounding would decide.
@@ -129,8 +133,8 @@ def test_jumping_equals_stepping(rows: list[tuple[float, int, int]], blocks: int
     requests = pd.DataFrame(rows, columns=["arrival_s", "prompt_tokens", "output_tokens"])
     requests = requests.assign(request_id=range(len(rows)), tenant="", model="")
     jumped, stepped = (
-        way(Replica(name="r", limits=LIMITS, cache=KvCache(blocks, 4), cost=_cost()), requests)
-        for way in (serve, step_through)
+        way(Station(replicas=(_replica(blocks),), models=("",)), [requests])[0]
+        for way in (serve_alone, step_through)
     )
     pd.testing.assert_frame_equal(jumped.records, stepped.records, rtol=0, atol=1e-9)
     assert jumped.usage.iterations == stepped.usage.iterations

@@ -95,6 +95,17 @@ def test_layers_may_differ_in_skew(tiny_content: Content) -> None:
     assert _ms(mixed, _chunk(4, 0)) == pytest.approx(84.5 - 5.25)
 
 
+def test_collectives_are_those_of_all_tokens_in_each_layer(tiny_content: Content) -> None:
+    """0.5 T in each of 2 layers adds 4 to a prompt of four tokens and 1 to a decode."""
+    content = tiny_content()
+    cells = [{"at": [t], "median_s": t / 2000, "spread": 0, "repeats": 1} for t in (1, 64)]
+    content["operations"]["collectives"] = cells
+    group = CostModel(Profile.model_validate(content), max_batched_tokens=64, max_num_seqs=16)
+    assert _ms(group, _chunk(4, 0)) == pytest.approx(88.5)
+    assert _ms(group, _chunk(1, 4)) == pytest.approx(41)
+    assert group.basis()["collectives"] == "interpolated"
+
+
 def test_nothing_asked_has_no_basis(cost: CostModel) -> None:
     """A replica that never ran rests on nothing."""
     assert cost.basis() == {}

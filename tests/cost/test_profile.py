@@ -69,6 +69,41 @@ def test_a_missing_operation_is_named(tiny_content: Content, path: Path, name: s
     assert _refusal(path, content) == f"operations.{name}: no measured cell"
 
 
+def test_collectives_may_be_absent_but_not_empty(tiny_content: Content, path: Path) -> None:
+    """A profile of one device has none; a group's are checked as all others are."""
+    content = tiny_content()
+    content["operations"]["collectives"] = [{"at": [1], "median_s": 1, "spread": 0, "repeats": 1}]
+    Profile.model_validate(content)
+    content["operations"]["collectives"][0]["at"] = [1, 2]
+    assert _refusal(path, content) == "operations.collectives.0.at: expected tokens"
+    content["operations"]["collectives"] = []
+    assert _refusal(path, content) == "operations.collectives: no measured cell"
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 32,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+QWEN = LLAMA | {
+    "model_type": "qwen3_moe", "moe_intermediate_size": 4, "num_experts": 4,
+    "num_experts_per_tok": 2, "mlp_only_layers": [0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "popularity"), [(LLAMA, [[1.0]] * 2), (QWEN, [[0.5] * 4])])
+def test_models_with_plain_layers(
+    tiny_content: Content, path: Path, model: dict[str, Any], popularity: list[list[float]]
+) -> None:
+    """One expert in each layer that all visit, or a row for each layer that has experts."""
+    content = tiny_content() | {"model": model}
+    assert _refusal(path, content).startswith("router.popularity: ")
+    content["router"]["popularity"] = popularity
+    Profile.model_validate(content)
+    content["router"]["popularity"] = [*popularity, popularity[0]]
+    assert _refusal(path, content).startswith("router.popularity: not one row a layer")
+
+
 def test_an_unknown_operation_is_named(tiny_content: Content, path: Path) -> None:
     """A newer tool's table is not silently left out."""
     content = tiny_content()

@@ -41,6 +41,20 @@ def test_datasheets() -> None:
     assert (a100.memory_bandwidth_bytes_per_s, a100.pcie_generation) == (2.039e12, 4)
 
 
+@by_gpu
+def test_all_reduces_are_slower_than_nvlink(gpu: Device) -> None:
+    """A ring sends 2 (n - 1) / n of a long message each way; a message of nothing takes 3-7 us."""
+    assert gpu.nvlink_bytes_per_s is not None
+    assert list(gpu.all_reduce) == [2, 4, 8]
+    for ranks, reduce in gpu.all_reduce.items():
+        sent = 2 * (ranks - 1) / ranks * reduce.long.bytes_per_s
+        assert 0.5 < sent / (gpu.nvlink_bytes_per_s / 2) < 1
+        assert 3e-6 < reduce.seconds(0) < 7e-6
+        assert reduce.seconds(1e9) == pytest.approx(
+            reduce.long.latency_s + 1e9 / reduce.long.bytes_per_s
+        )
+
+
 def test_a_cpu_has_no_links() -> None:
     """Nothing is made up."""
     cpu = load_device("cpu-2core")

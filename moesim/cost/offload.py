@@ -1,0 +1,388 @@
+"""Experts that wait in host memory: what an iteration misses, copies over the link, and waits for.
+
+A copy of an expert is on the device or in pinned host memory. An iteration of T tokens, routed
+independently by the router's popularity p, hits an expert with probability h = 1 - (1 - p)^T; a hit
+on an absent one is a miss. A miss is copied to the device or, where the engine can, computed on the
+CPU. Which copies are absent is a cache policy's doing:
+
+| policy | keeps | a miss |
+|---|---|---|
+| pinned | the most popular copies, or a given set, for good | passes through a staging buffer |
+| lfu | in the steady state the most popular copies: the same as `pinned` | likewise |
+| lru | the most recently used copies of all layers | evicts the least recently used |
+| lru-by-layer | the most recently used of each layer, as many in each | evicts in its layer |
+
+All are the steady state of iterations that have T tokens each; it matters to the last two alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf, isfinite
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moesim.errors import ScenarioError
+from moesim.serving.iterations import Floats
+
+LEVELS = np.array([NormalDist().inv_cdf((rank + 0.5) / 32) for rank in range(32)])
+"""Normal quantiles in the middles of 32 equal parts: what the spread of a window is averaged over.
+A part's share, 3 %, bounds the error that so few of them cause."""
+
+BETWEEN = (np.finfo(float).tiny, 1 - 2**-53)
+"""Shares that have a logarithm: the least and the greatest double between 0 and 1."""
+
+HALVINGS = 60
+"""Steps of a bisection: more than a double's 53 bits."""
+
+
+class Resident(ABC):
+    """Which expert copies stay on the device; `shares` is the router's popularity, (L, E)."""
+
+    def __init__(self, popularity: ArrayLike) -> None:
+        self.shares = _checked(popularity)
+
+    @abstractmethod
+    def absence(self, layer: int, tokens: Floats) -> Floats:
+        """Return how likely an expert of the layer that is hit is absent, (E, len(tokens))."""
+
+    def layer_misses(self, layer: int, tokens: Floats) -> Floats:
+        """Return how likely an iteration misses each expert of one layer, (E, len(tokens))."""
+        return hit_probability(self.shares[layer], tokens) * self.absence(layer, tokens)
+
+    def misses(self, tokens: ArrayLike) -> Floats:
+        """Return the expected misses of one iteration, for each number of tokens.
+
+        >>> pinned([[0.5, 0.5, 0.5, 0.5]], 3).misses([0, 1, 2]).tolist()
+        [0.0, 0.5, 0.75]
+        """
+        counts = np.asarray(tokens, dtype=float)
+        layers = range(len(self.shares))
+        return np.asarray(sum(self.layer_misses(layer, counts).sum(axis=0) for layer in layers))
+
+
+class Pinned(Resident):
+    """Copies that stay for good; `kept` says which, (L, E)."""
+
+    def __init__(self, popularity: ArrayLike, kept: ArrayLike) -> None:
+        super().__init__(popularity)
+        self.kept: NDArray[np.bool_] = np.asarray(kept, dtype=bool)
+        if self.kept.shape != self.shares.shape:
+            raise ScenarioError(
+                f"resident copies: a mask of shape {self.kept.shape}; the router's popularity has "
+                f"{self.shares.shape} (layers, experts)"
+            )
+
+    def absence(self, layer: int, tokens: Floats) -> Floats:
+        """Return 1 for what is not kept, whatever the tokens, (E, len(tokens))."""
+        absent = ~self.kept[layer][:, None]
+        return np.broadcast_to(absent, (len(absent), len(tokens))).astype(float)
+
+
+class Lru(Resident):
+    """The most recently used copies; `windows` are those of each layer's cache, (L, levels).
+
+    Experts are visited layer after layer, so their requests are not independent: whole iterations
+    pass between two visits. But if a copy is touched again after j of them, every other one has
+    had j chances in between, wherever it lies in the order. j T tokens touch G(j T) distinct copies
+    on average, G(m) = sum over the cache's positions of 1 - (1 - p)^m, and the copy is still there
+    if they fit. Its window is the m with G(m) = C: it survives n = floor(m / T) iterations in which
+    it is not hit, and a hit on it is a miss with probability (1 - p)^(n T). Where a single
+    iteration touches more than C copies, n is 0 and all hits miss: a scan longer than its cache.
+
+    This is the characteristic time of Che, Tung and Wang (IEEE JSAC 20(7), 2002), counted in whole
+    iterations; Fricker, Robert and Roberts (ITC 24, 2012) show why it is good from a few tens of
+    positions on. They may neglect that the number touched is random; a step in n may not, so the
+    window is averaged over that number's spread (`lru_windows`).
+
+    Against caches replayed copy by copy, misses are off by up to 5 % of the copies hit, and by 8 %
+    where each layer has a cache of its own.
+
+    Misses are not always monotone in tokens: 5 tokens may fit twice into a window where 6 fit once.
+    A lone prompt among decodes finds more copies than this steady state of prompts: 20 tokens,
+    with 210 of Mixtral's 256 positions in one cache, missed 135 copies in a replay and 255 here.
+    """
+
+    def __init__(self, popularity: ArrayLike, windows: Floats) -> None:
+        super().__init__(popularity)
+        self.windows = windows
+
+    def absence(self, layer: int, tokens: Floats) -> Floats:
+        """Return (1 - p)^(n T), averaged over the windows, (E, len(tokens))."""
+        decay = np.log1p(-np.clip(self.shares[layer], *BETWEEN))[:, None]  # [E, 1]
+        absent = np.ones((len(decay), len(tokens)))
+        within = tokens <= self.windows[layer].max()
+        fitting = np.maximum(tokens[within], 1.0)
+        if fitting.size:
+            spans = (np.floor(window / fitting) * fitting for window in self.windows[layer])
+            absent[:, within] = sum(np.exp(decay * span) for span in spans) / len(LEVELS)
+        return absent
+
+
+def pinned(popularity: ArrayLike, copies: int) -> Resident:
+    """Keep the most popular copies for good; of equal ones the lower layer's, the lower expert."""
+    shares = _checked(popularity)
+    _require_copies(copies, shares)
+    order = np.argsort(-shares, axis=None, kind="stable")
+    kept = np.zeros(shares.size, dtype=bool)
+    kept[order[:copies]] = True
+    return Pinned(shares, kept.reshape(shares.shape))
+
+
+def lru(popularity: ArrayLike, copies: int) -> Resident:
+    """Keep the most recently used copies of all layers."""
+    shares = _checked(popularity)
+    _require_copies(copies, shares)
+    return Lru(shares, np.tile(lru_windows(shares, copies), (len(shares), 1)))
+
+
+def lru_by_layer(popularity: ArrayLike, copies: int) -> Resident:
+    """Keep the most recently used copies of each layer, as many in each; the first take the rest.
+
+    With C / L copies a layer thrashes only where it alone touches more of its experts than that.
+    """
+    shares = _checked(popularity)
+    _require_copies(copies, shares)
+    each, more = divmod(copies, len(shares))
+    rows = [lru_windows(row[None], each + (layer < more)) for layer, row in enumerate(shares)]
+    return Lru(shares, np.array(rows))
+
+
+POLICIES: Mapping[str, Callable[[ArrayLike, int], Resident]] = {
+    "pinned": pinned,
+    "lfu": pinned,
+    "lru": lru,
+    "lru-by-layer": lru_by_layer,
+}
+"""What keeps how many copies, by name."""
+
+
+def lru_windows(shares: Floats, copies: int) -> Floats:
+    """Return how many tokens a cache of so many copies reaches back, at each of the levels.
+
+    The number D of distinct copies that m tokens touch is taken as normal with the mean and the
+    variance of `touched`; the window is the m at which D exceeds C with the level's probability
+    (half a copy for continuity). Unbounded where all that are ever hit have room.
+    """
+    if copies >= np.count_nonzero(1.0 - shares < 1.0):
+        return np.full(len(LEVELS), inf)
+
+    def overfull(windows: Floats) -> NDArray[np.bool_]:
+        mean, variance = touched(shares, windows)
+        return np.asarray(mean + LEVELS * np.sqrt(variance) > copies + 0.5)
+
+    low, high = np.zeros(len(LEVELS)), np.ones(len(LEVELS))
+    while not overfull(high).all():
+        high *= 2
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        over = overfull(middle)
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    return high
+
+
+def touched(shares: Floats, tokens: Floats) -> tuple[Floats, Floats]:
+    """Return mean and variance of the distinct copies hit by so many tokens, each (len(tokens),).
+
+    Were the experts of a token drawn independently, the variance would be the sum of q (1 - q) with
+    q = (1 - p)^m. But every token takes exactly k a layer, and given the sum of its draws the
+    variance is what remains of a regression on it (Hájek, Ann. Math. Statist. 35, 1964): a layer's
+    is less by m (sum of p q)^2 / sum of p (1 - p), so that one token leaves none.
+    """
+    unhit = (1.0 - shares)[:, :, None] ** tokens  # [L, E, T]
+    apart = (unhit * (1.0 - unhit)).sum(axis=1)  # [L, T]
+    spread = (shares * (1.0 - shares)).sum(axis=1)[:, None]  # [L, 1]
+    told = tokens * (shares[:, :, None] * unhit).sum(axis=1) ** 2  # [L, T]
+    explained = np.divide(told, spread, out=np.zeros_like(told), where=spread > 0)
+    variance = np.maximum(apart - explained, 0.0).sum(axis=0)
+    return (1.0 - unhit).sum(axis=(0, 1)), variance
+
+
+def hit_probability(shares: Floats, tokens: Floats) -> Floats:
+    """Return how likely an iteration hits each expert, 1 - (1 - p)^T, (len(shares), len(tokens)).
+
+    >>> hit_probability(np.array([0.25, 1.0]), np.array([0.0, 1.0, 2.0])).tolist()
+    [[0.0, 0.25, 0.4375], [0.0, 1.0, 1.0]]
+    """
+    return np.asarray(1.0 - (1.0 - shares)[:, None] ** tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How the engine gets at an expert that is absent.
+
+    `overlap`: it predicts, a layer ahead, a share `prefetch_accuracy` of a layer's misses, and
+    copies them while the layer before computes; for each predicted copy `prefetch_waste` wrong ones
+    go over the link too. `cpu_s_per_token_expert`: it computes an absent expert on the CPU where
+    that is sooner done (Fiddler, arXiv 2402.07033: 7 ms for each token and expert of Mixtral).
+    """
+
+    expert_bytes: float
+    bytes_per_s: float
+    latency_s: float = 0.0
+    overlap: bool = False
+    prefetch_accuracy: float = 0.0
+    prefetch_waste: float = 0.0
+    cpu_s_per_token_expert: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("expert_bytes", "bytes_per_s", "cpu_s_per_token_expert"):
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and value > 0):
+                raise ScenarioError(f"{name}: {value!r} must be a number above zero")
+        for name in ("latency_s", "prefetch_waste"):
+            value = getattr(self, name)
+            if not (isfinite(value) and value >= 0):
+                raise ScenarioError(f"{name}: {value!r} must be a number, 0 or more")
+        if not 0 <= self.prefetch_accuracy <= 1:
+            raise ScenarioError(
+                f"prefetch_accuracy: {self.prefetch_accuracy!r} must be between 0 and 1"
+            )
+
+    @property
+    def copy_s(self) -> float:
+        """One copy over a link of its own [s].
+
+        >>> round(Loading(expert_bytes=352.3e6, bytes_per_s=25e9).copy_s, 4)
+        0.0141
+        """
+        return self.latency_s + self.expert_bytes / self.bytes_per_s
+
+    def predicted(self, layers: int) -> Floats:
+        """Return what share of each layer's misses is known a layer ahead; none of the first's."""
+        ahead = np.full(layers, self.prefetch_accuracy if self.overlap else 0.0)
+        ahead[:1] = 0.0
+        return ahead
+
+
+class Misses(NamedTuple):
+    """What iterations of 0, 1, ... tokens miss and how they get at it.
+
+    `copied`: misses of each layer that are copied over the link, (L, T + 1); `cpu_s`: what the
+    others take on the CPU, over all layers, (T + 1,) [s].
+    """
+
+    copied: Floats
+    cpu_s: Floats
+
+
+def expected_misses(resident: Resident, loading: Loading, *, max_batched_tokens: int) -> Misses:
+    """Lay out the misses of iterations up to `max_batched_tokens`, each got by the cheaper way.
+
+    An expert that is hit has T p / h tokens on average; if so many take less time on the CPU than
+    its copy on an idle link, they are computed there. The engine decides without knowing what else
+    the link carries.
+    """
+    tokens = np.arange(max_batched_tokens + 1, dtype=float)
+    copied, cpu_s = [], np.zeros(len(tokens))
+    for layer, shares in enumerate(resident.shares):
+        missed = resident.layer_misses(layer, tokens)  # [E, T]
+        if loading.cpu_s_per_token_expert is not None:
+            each_s = loading.cpu_s_per_token_expert * tokens_per_hit(shares, tokens)  # [E, T]
+            sooner = each_s < loading.copy_s
+            cpu_s += np.where(sooner, missed * each_s, 0.0).sum(axis=0)
+            missed = np.where(sooner, 0.0, missed)
+        copied.append(missed.sum(axis=0))
+    return Misses(copied=np.array(copied), cpu_s=cpu_s)
+
+
+def tokens_per_hit(shares: Floats, tokens: Floats) -> Floats:
+    """Return how many of an iteration's tokens an expert has if it has any: T p / h, (E, T).
+
+    >>> tokens_per_hit(np.array([0.25]), np.array([1.0, 2.0])).round(3).tolist()
+    [[1.0, 1.143]]
+    """
+    hit = hit_probability(shares, tokens)
+    return np.divide(shares[:, None] * tokens, hit, out=np.ones_like(hit), where=hit > 0)
+
+
+class Loads(NamedTuple):
+    """What absent experts cost iterations of 0, 1, ... `max_batched_tokens` tokens, each (T + 1,).
+
+    `copies`: experts copied because they were missed, wrongly predicted ones not counted.
+    `link_s`: seconds that the link would be busy at full bandwidth, wrong predictions included.
+    `wait_s`: what the iteration is longer by, experts computed on the CPU included.
+    """
+
+    copies: Floats
+    link_s: Floats
+    wait_s: Floats
+
+    def link_share(self, unhindered_s: Floats) -> float:
+        """Return the largest share of its time that an iteration with tokens needs the link.
+
+        `unhindered_s` is what iterations of so many tokens take at least if nothing is missed,
+        all layers' compute included, (T + 1,).
+        """
+        busy, whole = self.link_s[1:], (unhindered_s + self.wait_s)[1:]
+        parts = np.divide(busy, whole, out=np.zeros_like(busy), where=busy > 0)
+        return min(1.0, float(np.max(parts, initial=0.0)))
+
+
+def offload_table(
+    misses: Misses, loading: Loading, *, layer_s: Floats, stretch: float = 1.0
+) -> Loads:
+    """Lay out what iterations of 0, 1, ... tokens wait for; `layer_s` is a layer's compute.
+
+    Copies go one after another, each `stretch` times as long as on a link of its own. A layer's
+    predicted copies, right and wrong, begin with the layer before and hide behind its compute c;
+    the others are asked for by the router, and all wait for them:
+
+        wait = max(c, predicted copies) - c + other copies
+
+    on average. Copies are whole: 0.3 predicted ones are one in three layers of ten (`beyond`).
+    What the CPU computes is added; it waits its turn too.
+    """
+    if not (isfinite(stretch) and stretch >= 1):
+        raise ScenarioError(f"stretch: {stretch!r} must be 1 or more; the link is no faster shared")
+    if len(layer_s) != len(misses.cpu_s):
+        raise ScenarioError(
+            f"layer_s: {len(layer_s)} durations for {len(misses.cpu_s)} numbers of tokens; give "
+            "one for each from 0 to max_batched_tokens"
+        )
+    copy_s = stretch * loading.copy_s
+    ahead = loading.predicted(len(misses.copied))[:, None]  # [L, 1]
+    early = ahead * misses.copied * (1 + loading.prefetch_waste)  # [L, T]
+    late = (1 - ahead) * misses.copied  # [L, T]
+    wait_s = beyond(early, copy_s, layer_s) + late * copy_s
+    return Loads(
+        copies=misses.copied.sum(axis=0),
+        link_s=loading.copy_s * (early + late).sum(axis=0),
+        wait_s=wait_s.sum(axis=0) + misses.cpu_s,
+    )
+
+
+def beyond(copies: Floats, copy_s: float, window_s: Floats) -> Floats:
+    """Return by how much copies, so many on average, outlast the window on average [s].
+
+    Their number is taken to be one of the two whole ones next to its mean, which of all whole
+    numbers of that mean outlast it least; to put the mean itself in would be less still.
+
+    >>> beyond(np.array([0.25, 1.5]), 4.0, np.array([2.0, 2.0])).tolist()
+    [0.5, 4.0]
+    """
+    fewer = np.floor(copies)
+    least = np.maximum(fewer * copy_s - window_s, 0.0)
+    most = np.maximum((fewer + 1) * copy_s - window_s, 0.0)
+    return np.asarray(least + (copies - fewer) * (most - least))
+
+
+def _checked(popularity: ArrayLike) -> Floats:
+    shares: Floats = np.asarray(popularity, dtype=float)
+    if shares.ndim != 2 or not shares.size:
+        raise ScenarioError(
+            f"router.popularity: of shape {shares.shape}; give one row a layer, one share an expert"
+        )
+    if not np.all((shares >= 0) & (shares <= 1)):
+        raise ScenarioError("router.popularity: shares must be between 0 and 1")
+    return shares
+
+
+def _require_copies(copies: int, shares: Floats) -> None:
+    if not 0 <= copies <= shares.size:
+        raise ScenarioError(
+            f"resident copies: {copies} must be between 0 and the model's {shares.size} experts"
+        )
