@@ -16,7 +16,7 @@ from moesim.cost.profile import Profile
 from moesim.requests import Request, draw_requests, requests_from
 from moesim.scenario import Scenario
 from moesim.serving.records import Ledger
-from moesim.simulation.deploy import limits_of
+from moesim.simulation.builder import limits_of
 from moesim.simulation.prefixes import with_block_names
 from moesim.simulation.users import users_of
 
@@ -26,7 +26,7 @@ def engine_config(scenario: Scenario, profile: Profile, run: int = 0) -> EngineC
     deployment, tenants = scenario.deployment, scenario.tenants
     order = deployment.scheduler.order
     return EngineConfig(
-        limits=limits_of(scenario, profile.spec, profile.kv.block_size),
+        limits=limits_of(scenario.deployment.scheduler, profile.spec, profile.kv.block_size),
         num_blocks=deployment.kv_blocks or profile.kv.num_blocks,
         block_size=profile.kv.block_size,
         order=order,
@@ -52,7 +52,7 @@ def clients_of(
     """Return everybody who sends the requests of a run; runs differ in the prompts' tokens."""
     return Clients(
         drawn_requests(scenario, block_size, seed),
-        users_of(scenario, next(iter(scenario.models)), block_size, seed),
+        users_of(scenario, block_size, seed),
         Prompts(vocabulary, block_size, (seed, run)),
         until_s=scenario.duration_s,
     )

@@ -40,6 +40,13 @@ class Request:
     output_tokens: int
     prefix: tuple[int, ...] = ()
     """Names of the prompt's full blocks: equal names, equal prompts up to there."""
+    delay_s: float = 0.0
+    """How long after its arrival it reaches a replica: what a gateway took."""
+
+    @property
+    def reaches_s(self) -> float:
+        """When it reaches a replica [s]."""
+        return self.arrival_s + self.delay_s
 
 
 COLUMNS = ("tenant", "model", "arrival_s", "prompt_tokens", "output_tokens")
@@ -139,7 +146,8 @@ def requests_of(scenario: Scenario, seed: int) -> list[Request]:
 def requests_from(frame: pd.DataFrame) -> list[Request]:
     """Return the rows of a frame of requests as objects, for the engine and for stepping."""
     prefix = frame["prefix"].tolist() if "prefix" in frame else [()] * len(frame)
-    columns = (*(frame[name].tolist() for name in ("request_id", *COLUMNS)), prefix)
+    delays = frame["delay_s"].tolist() if "delay_s" in frame else [0.0] * len(frame)
+    columns = (*(frame[name].tolist() for name in ("request_id", *COLUMNS)), prefix, delays)
     return [
         Request(
             request_id=request_id,
@@ -149,10 +157,18 @@ def requests_from(frame: pd.DataFrame) -> list[Request]:
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             prefix=names,
+            delay_s=delay_s,
         )
-        for request_id, tenant, model, arrival_s, prompt_tokens, output_tokens, names in zip(
-            *columns, strict=True
-        )
+        for (
+            request_id,
+            tenant,
+            model,
+            arrival_s,
+            prompt_tokens,
+            output_tokens,
+            names,
+            delay_s,
+        ) in zip(*columns, strict=True)
     ]
 
 

@@ -4,18 +4,18 @@ A scenario file is YAML, checked key by key. Names of models, profiles, hardware
 shipped names or paths, paths also relative to the scenario file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moesim.checked import checked
+from moesim.deployment import Deployment, ExpertRouter
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import locate
 from moesim.files import read_yaml
 from moesim.serving.metrics import SloTargets
-from moesim.serving.policies import POLICIES
 from moesim.traffic.arrivals import Constant, Gamma, Poisson, Weibull
 from moesim.traffic.lengths import LONGEST, Fixed, Lognormal, Quantiles, check_table
 from moesim.traffic.modulated import Diurnal, OnOff
@@ -126,6 +126,15 @@ class Model(_Part):
     """Its shape: a shipped model, a checkpoint folder or a config.json."""
     profile: str
     """Its measurements: a shipped profile, a profile file, or `roofline` for a datasheet's."""
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4"] | None = None
+    """Format of its weights; the architecture's own, which profiles are measured in, if none."""
+
+
+class Quality(_Part):
+    """What consolidation costs in quality."""
+
+    curve: str
+    """A shipped curve of a metric against the consolidation ratio, or a YAML file."""
 
 
 class Hardware(_Part):
@@ -135,82 +144,6 @@ class Hardware(_Part):
     """A shipped device, a YAML file, or `profiled`: the device the profile was made on."""
     count: int = Field(default=1, gt=0)
     """How many."""
-
-
-class Scheduler(_Part):
-    """The replica's scheduler."""
-
-    policy: Literal[
-        "chunked_prefill", "prefill_priority", "static", "no_evict", "max_utilisation"
-    ] = "chunked_prefill"
-    """How batches are put together; docs/scheduling.md says what server each mirrors."""
-    order: Literal["fcfs", "priority", "fair"] = "fcfs"
-    """Who is next: by arrival, by the tenants' priority, or in proportion to their weight."""
-    max_num_seqs: int = Field(default=64, gt=0, le=65536)
-    """Sequences that run at once."""
-    max_batched_tokens: int = Field(default=512, gt=0, le=1_048_576)
-    """Tokens that enter one iteration; longer prompts are prefilled in chunks, or refused."""
-    preemption: Literal["recompute", "swap"] = "recompute"
-    """What happens to a preempted sequence's KV blocks: computed again, or copied out and back."""
-    swap_gib: float = Field(default=4.0, gt=0, le=1e6)
-    """Host memory for the blocks of preempted sequences, per replica [GiB]."""
-    swap_gb_per_s: float | None = Field(default=None, gt=0, le=1e5)
-    """Bandwidth of those copies [GB/s]; needed by `preemption: swap`, measure or look it up."""
-    prefix_caching: bool = False
-    """Whether prompts that begin alike share their KV blocks."""
-
-    @model_validator(mode="after")
-    def _swaps(self) -> Self:
-        if self.preemption == "swap" and self.swap_gb_per_s is None:
-            raise ValueError("preemption: swap needs swap_gb_per_s, the host link's bandwidth")
-        if self.preemption == "swap" and self.prefix_caching:
-            raise ValueError("preemption: swap does not go with prefix_caching; use recompute")
-        if self.preemption == "swap" and not POLICIES[self.policy].preempts:
-            raise ValueError(f"preemption: policy {self.policy} never preempts; leave it out")
-        return self
-
-
-class _Replicated(_Part):
-    """What deployments with replicas have in common."""
-
-    dispatcher: Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity"] = (
-        "round_robin"
-    )
-    """Which of a model's replicas a request goes to."""
-    kv_blocks: int | None = Field(default=None, gt=0)
-    """KV blocks of a replica; what the profiled engine allocated, or fits, if not given."""
-    scheduler: Scheduler = Scheduler()
-    """Each replica's scheduler."""
-
-
-class Dedicated(_Replicated):
-    """Each model on devices of its own, one replica a device."""
-
-    kind: Literal["dedicated"]
-    """`dedicated`."""
-    replicas: int = Field(default=1, gt=0, le=1024)
-    """Replicas of each model."""
-
-
-class Mig(_Replicated):
-    """Each model on MIG instances of one GPU, one replica an instance."""
-
-    kind: Literal["mig"]
-    """`mig`."""
-    layout: tuple[str, ...] = Field(min_length=1)
-    """The instances' profiles, such as `[3g.40gb, 3g.40gb]`."""
-    instances: dict[str, tuple[int, ...]] | None = None
-    """Which instances of the layout, from 0, each model has; dealt in turn if not given."""
-
-    def dealt(self, models: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """Return the instances of each model."""
-        if self.instances is not None:
-            return self.instances
-        count = len(self.layout)
-        return {name: tuple(range(n, count, len(models))) for n, name in enumerate(models)}
-
-
-Deployment = Annotated[Dedicated | Mig, Field(discriminator="kind")]
 
 
 class Scenario(_Part):
@@ -230,6 +163,10 @@ class Scenario(_Part):
     """The devices."""
     deployment: Deployment
     """What runs where."""
+    quality: Quality | None = None
+    """What a consolidation ratio costs in quality; nothing is said about it if not given."""
+    sources: dict[str, str] = {}
+    """Where figures in this file come from: by field, such as `deployment.swap_gb_per_s`."""
     folder: Path | None = Field(default=None, exclude=True, repr=False)
     """The folder that relative paths in the file start from; not written in the file."""
 
@@ -238,40 +175,24 @@ class Scenario(_Part):
         for name in (*self.models, *self.tenants):
             if name.encode(errors="replace").decode() != name:
                 raise ValueError(f"{name!r}: a name must be text that can be written in UTF-8")
+        deployment, models = self.deployment, list(self.models)
+        asked = [deployment.gateway.name] if isinstance(deployment, ExpertRouter) else models
         for name, tenant in self.tenants.items():
-            if tenant.model not in self.models:
+            if tenant.model not in asked:
+                what = "the gateway's name" if asked != models else "one of the scenario's models"
                 raise ValueError(
-                    f"tenants.{name}.model: {tenant.model!r} is not one of the scenario's models: "
-                    f"{', '.join(self.models)}"
+                    f"tenants.{name}.model: {tenant.model!r} is not {what}: {', '.join(asked)}"
                 )
-        if isinstance(self.deployment, Mig):
-            self._instances_consistent(self.deployment)
-            return self
-        needed = len(self.models) * self.deployment.replicas
+        wrong = deployment.problem(models)
+        if wrong:
+            raise ValueError(f"deployment.{wrong}")
+        needed = deployment.devices(models)
         if needed > self.hardware.count:
             raise ValueError(
-                f"deployment: dedicated needs {needed} devices ({len(self.models)} models x "
-                f"{self.deployment.replicas} replicas), hardware.count is {self.hardware.count}"
+                f"deployment: {deployment.kind} needs {needed} devices"
+                f"{deployment.counted(models)}, hardware.count is {self.hardware.count}"
             )
         return self
-
-    def _instances_consistent(self, deployment: Mig) -> None:
-        dealt = deployment.dealt(list(self.models))
-        for name in {*self.models, *dealt}:
-            if name not in self.models:
-                raise ValueError(f"deployment.instances.{name}: not one of the scenario's models")
-            if not dealt.get(name):
-                raise ValueError(
-                    f"deployment: model {name} has no instance of the layout; add one to layout, "
-                    "or name it in instances"
-                )
-        owned = [index for indices in dealt.values() for index in indices]
-        for index in owned:
-            if not 0 <= index < len(deployment.layout) or owned.count(index) > 1:
-                raise ValueError(
-                    f"deployment.instances: {index} must be one of 0 to "
-                    f"{len(deployment.layout) - 1}, and given to one model"
-                )
 
     def with_trace(self, path: Path) -> "Scenario":
         """Return the scenario with every trace that its tenants replay replaced by `path`.
@@ -316,6 +237,12 @@ class Scenario(_Part):
     def _whole(self, name: str) -> str:
         path = next((p for p in (Path(name), (self.folder or Path()) / name) if p.exists()), None)
         return str(path.resolve()) if path else name
+
+    def deployment_of(self, model: str) -> Deployment:
+        """Return the deployment of a model: its own behind a gateway, the scenario's else."""
+        if isinstance(self.deployment, ExpertRouter):
+            return self.deployment.experts[model]
+        return self.deployment
 
     @property
     def slos(self) -> dict[str, SloTargets]:

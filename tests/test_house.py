@@ -24,6 +24,7 @@ GROUND_UP = (
     ("moesim.traffic",),
     ("moesim.serving",),
     ("moesim.cost",),
+    ("moesim.deployment",),
     ("moesim.scenario",),
     ("moesim.requests",),
     ("moesim.simulation",),

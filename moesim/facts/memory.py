@@ -4,6 +4,7 @@ A `MemoryDemand` says what is asked for, `plan_memory` lays it out in bytes; wha
 does not fit is in `moesim.facts.remedies`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -20,51 +21,37 @@ RESERVED_SHARE = 0.1
 90 % (vLLM's `gpu_memory_utilization`, and our engine's own bound)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Residency:
-    """What one replica keeps in its device's memory [B]."""
-
-    weight_bytes: int
-    kv_bytes: int
-    device_bytes: int
-
-    @property
-    def free_bytes(self) -> int:
-        """What is left for activations and the runtime [B]."""
-        return self.device_bytes - self.weight_bytes - self.kv_bytes
-
-
-def place_replica(
-    model: str, spec: ModelSpec, *, kv_blocks: int, block_size: int, device: str, device_bytes: int
-) -> Residency:
-    """Place a model's weights and KV blocks on a device.
+def place(
+    model: str,
+    *,
+    weight_bytes: int,
+    kv_blocks: Sequence[int],
+    block_bytes: Sequence[int],
+    block_size: int,
+    device: str,
+    device_bytes: int,
+) -> int:
+    """Place weights and KV blocks on a device, blocks model by model; return what is left [B].
 
     Raises CapacityError, with needs, has and remedy, when they do not fit.
     """
-    residency = Residency(
-        weight_bytes=spec.weight_bytes,
-        kv_bytes=kv_blocks * block_size * spec.kv_bytes_per_token,
-        device_bytes=device_bytes,
+    kv_bytes = sum(count * each for count, each in zip(kv_blocks, block_bytes, strict=True))
+    free = device_bytes - weight_bytes - kv_bytes
+    if free >= 0:
+        return free
+    over = weight_bytes + sum(block_bytes) - device_bytes
+    single = "a single block" + (" of each" if len(kv_blocks) > 1 else "")
+    remedy = (
+        f"weights and {single} are {format_bytes(over)} too many; take a larger device, more "
+        "devices, a narrower precision or offloading"
+        if over > 0
+        else f"lower deployment.kv_blocks by {-(free // sum(block_bytes))} or take a larger device"
     )
-    if residency.free_bytes < 0:
-        block_bytes = block_size * spec.kv_bytes_per_token
-        over = residency.weight_bytes + block_bytes - device_bytes
-        remedy = (
-            f"weights and a single block are {format_bytes(over)} too many; take a larger device"
-            if over > 0
-            else f"lower deployment.kv_blocks by {_blocks_over(residency, spec, block_size)} or "
-            "take a larger device"
-        )
-        raise CapacityError(
-            f"model {model} does not fit on {device}: weights "
-            f"{format_bytes(residency.weight_bytes)} + KV cache {format_bytes(residency.kv_bytes)} "
-            f"({kv_blocks} blocks of {block_size} tokens) > {format_bytes(device_bytes)}; {remedy}"
-        )
-    return residency
-
-
-def _blocks_over(residency: Residency, spec: ModelSpec, block_size: int) -> int:
-    return -(residency.free_bytes // (block_size * spec.kv_bytes_per_token))
+    raise CapacityError(
+        f"model {model} does not fit on {device}: weights {format_bytes(weight_bytes)} + KV cache "
+        f"{format_bytes(kv_bytes)} ({sum(kv_blocks)} blocks of {block_size} tokens) > "
+        f"{format_bytes(device_bytes)}; {remedy}"
+    )
 
 
 def activation_bytes(

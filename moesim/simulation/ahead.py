@@ -14,14 +14,18 @@ policy promises every sequence its blocks: then nobody enters until somebody fin
 
 The rules are those of `moesim.serving.scheduling`: a property test demands the records of stepping
 through every iteration with it.
+
+Where somebody can reach the replica the same loop stops before every step that would end after a
+horizon, and says when that would be (`moesim.simulation.worker`). A step that was not taken has
+changed nothing, so whatever comes to light meanwhile is taken into account.
 """
 
+from collections.abc import Generator, Mapping
 from heapq import heapify, heappop, heappush
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 
-from moesim.cost.iteration import Tables
 from moesim.serving.iterations import Floats
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.sequences import Sequence
@@ -35,13 +39,22 @@ MASK = (1 << SHIFT) - 1
 ITERATIONS = 3
 """The first of the columns of `_runs` that count: iterations, decodes, tokens, context."""
 
+ROW = 6
+"""Numbers of a logged row."""
 
-def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
+Steps = Generator[float, float, bool]
+"""Yields when the next step would end, is sent until when steps may be taken."""
+
+
+def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: float = inf) -> Steps:
     """Run until the stream is served (True), or blocks may run out (False).
 
-    `course.running` are decoding sequences and at most one fresh prompt in chunks, the last.
+    `course.running` are decoding sequences and at most one fresh prompt in chunks, the last. Steps
+    that end after `horizon_s` are not taken: the loop yields when the next would end, and is sent
+    another horizon. Meanwhile requests may arrive, `course.cost` may change, `course.limit_s` may
+    cut a run of decodes, and `course.now_s` may have moved on while others had the device.
     """
-    limits, cost = replica.limits, replica.cost
+    limits, cost = replica.limits, course.cost or replica.cost
     # Locals, because this loop is what simulated requests per second are made of.
     arrival_s, prompt, output, need = stream.arrival_s, stream.prompt, stream.output, stream.blocks
     scheduled_s, first_token_s, finish_s = (
@@ -53,6 +66,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
     by_sequences, by_tokens, by_emitting, lines, decoding, joined = cost.tables
     attention_s: dict[tuple[int, int], float] = {}  # by new and cached tokens
     whole_s: dict[int, float] = {}  # the same of whole prompts
+    known_s = {cost: (attention_s, whole_s)}
     most_tokens, most_sequences = limits.max_batched_tokens, limits.max_num_seqs
     blocks = replica.cache.num_blocks
     count = len(stream)
@@ -77,20 +91,43 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
     most_decodes, most_singles, most_attended = decodes, 0, 0
     pressed = blocked = False
     chunked, promises = limits.policy.chunked, not limits.policy.preempts
-    # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context
+    # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context, and the
+    # first iteration's duration and what each adds, where decodes run alone
     rows: list[float] = []
     log = rows.extend
+    pauses: dict[int, tuple[float, list[int]]] = {}  # by row: since when, and who was decoding
     arrival = arrival_s[arrived]
+    tell, limit = course.done, course.limit_s
+    pending = 0.0  # when the step that waits for a later horizon would end
 
     while True:
+        if pending:
+            course.now_s, course.idle = now, not decodes and admitted == arrived
+            horizon_s = yield pending
+            pending = 0.0
+            if course.now_s > now:
+                log((now, 0, 0, 0, 0.0, 0.0))
+                if heap:
+                    pauses.setdefault(len(rows) // ROW, (now, [entry & MASK for entry in heap]))
+                now = course.now_s
+            count = len(stream)
+            arrival = arrival_s[arrived]
+            limit = course.limit_s
+            if course.cost is not cost and course.cost:
+                cost = course.cost
+                by_sequences, by_tokens, by_emitting, lines, decoding, joined = cost.tables
+                attention_s, whole_s = known_s.setdefault(cost, ({}, {}))
         while arrival <= now:
             arrived += 1
             arrival = arrival_s[arrived]
         if admitted == arrived or decodes >= most_sequences or blocked:
             if not decodes:
-                if arrived == count:
+                if arrived == count and course.closed:
                     break
-                log((now, 0, 0, 0))
+                if arrived == count or arrival > horizon_s:
+                    pending = arrival
+                    continue
+                log((now, 0, 0, 0, 0.0, 0.0))
                 now = arrival
                 continue
             # Jump: nothing changes until a completion, or an arrival that could be admitted.
@@ -100,9 +137,12 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             half = slope * decodes / 2
             shifted = base - half
             end = now + jumped * (shifted + half * jumped)
-            if arrival < end and decodes < most_sequences and not blocked:
+            until = arrival if decodes < most_sequences and not blocked else inf
+            if now < limit < until:
+                until = limit
+            if until < end:
                 # `iterations_until`, written out
-                until = arrival - now
+                until -= now
                 if half:
                     jumped = int(
                         (sqrt(shifted * shifted + 4 * half * until) - shifted) / (half + half)
@@ -114,7 +154,10 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                 elif jumped > 1 and (jumped - 1) * (shifted + half * (jumped - 1)) >= until:
                     jumped -= 1
                 end = now + jumped * (shifted + half * jumped)
-            log((now, jumped, decodes, context))
+            if end > horizon_s:
+                pending = end
+                continue
+            log((now, jumped, decodes, context, base, half + half))
             now = end
             iteration += jumped
             context += decodes * jumped
@@ -124,23 +167,26 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             and 1 < (new := prompt[admitted]) <= most_tokens - decodes
         ):
             # The commonest mixed iteration: every decode, and one whole prompt.
-            held += need[admitted]
-            if held > blocks:
+            if held + need[admitted] > blocks:
                 if promises:
-                    held -= need[admitted]
                     blocked = True
                     continue
                 pressed = True
                 break
             tokens = decodes + new
             flat, slope = joined[decodes]
-            log((now, -tokens, decodes, context))
             try:
                 duration = whole_s[new]
             except KeyError:
                 duration = whole_s[new] = cost.prefill_attention_s(new, 0)
+            end = now + (duration + flat + by_tokens[tokens] + slope * context)
+            if end > horizon_s:
+                pending = end
+                continue
+            log((now, -tokens, decodes, context, 0.0, 0.0))
+            held += need[admitted]
             scheduled_s[admitted] = now
-            now += duration + flat + by_tokens[tokens] + slope * context
+            now = end
             iteration += 1
             context += tokens
             decodes += 1
@@ -156,6 +202,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
             # A mixed iteration: every decode, the prompt in chunks, then new prompts.
             request, chunk_done = admitted, done
             left = most_tokens - decodes
+            promised = held
             sequences = singles = decodes
             attended = context + decodes
             duration = 0.0
@@ -163,10 +210,10 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                 if not chunk_done:
                     if not chunked and prompt[request] > left:
                         break
-                    held += need[request]
-                    if held > blocks:
+                    promised += need[request]
+                    if promised > blocks:
                         pressed = not promises
-                        held -= need[request]
+                        promised -= need[request]
                         break
                     scheduled_s[request] = now
                 sequences += 1
@@ -192,7 +239,6 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                 blocked = True  # until somebody finishes
                 continue
             tokens = most_tokens - left
-            log((now, -tokens, decodes, context + done))
             if singles > decodes:
                 most_singles = max(most_singles, singles)
                 most_attended = max(most_attended, attended)
@@ -209,6 +255,11 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
                     + intercept
                     + slope * attended
                 )
+            if now + duration > horizon_s:
+                pending = now + duration
+                continue
+            log((now, -tokens, decodes, context + done, 0.0, 0.0))
+            held = promised
             now += duration
             iteration += 1
             context += decodes
@@ -227,14 +278,18 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
         while finishing == iteration:
             request = heappop(heap) & MASK
             finish_s[request] = now
+            if tell is not None:
+                tell.append(request)
             decodes -= 1
             context -= total[request]
             held -= need[request]
             blocked = False
             finishing = heap[0] >> SHIFT if heap else 0
 
-    runs, duration_s = _runs(rows, now, cost.tables)
+    interrupted = pauses.pop(len(rows) // ROW, None)
+    runs, duration_s = _runs(rows, now)
     iterations, running, tokens_each, cached = runs[ITERATIONS:]
+    cost = replica.cost
     cost.asked.include(
         tokens=int(tokens_each.max(initial=0.0)),
         sequences=max(peak, most_decodes),
@@ -248,37 +303,64 @@ def run_ahead(replica: Replica, stream: Stream, course: Course) -> bool:
     course.batched_tokens += int((tokens_each * iterations).sum())
     course.busy_s += float(duration_s.sum())
     course.running = _sequences(stream, heap, iteration, admitted, done, replica.cache)
+    since_s, passed_over = interrupted or (now, [])
     for sequence in course.running:
-        sequence.last_token_s = now
-    course.runs.append(runs)
+        sequence.last_token_s = since_s if sequence.request_id in passed_over else now
+    course.runs.append(_taken_up(runs, rows, pauses, course))
     return not pressed
 
 
-def _runs(rows: list[float], end_s: float, tables: Tables) -> tuple[Floats, Floats]:
+def _runs(rows: list[float], end_s: float) -> tuple[Floats, Floats]:
     """Spell the loop's rows out as the columns of `moesim.serving.iterations`, (7, R).
 
     A row lasts until the next begins; rows in which nothing ran are left out. Returns the rows'
     durations (R,) too.
     """
-    start_s, steps, decodes, context = np.fromiter(rows, float, len(rows)).reshape(-1, 4).T
-    duration_s = np.diff(start_s, append=end_s)
-    idle = steps == 0
-    if idle.any():
-        ran = ~idle
-        start_s, steps, duration_s = start_s[ran], steps[ran], duration_s[ran]
-        decodes, context = decodes[ran], context[ran]
+    table = np.fromiter(rows, float, len(rows)).reshape(-1, ROW).T
+    duration_s = np.diff(table[0], append=end_s)
+    ran = table[1] != 0
+    if not ran.all():
+        table, duration_s = table[:, ran], duration_s[ran]
+    start_s, steps, decodes, context, base, growth = table
     mixed = steps < 0
-    alone = np.array(tables.decoding)
-    flat, slope = alone[np.minimum(decodes, len(alone) - 1).astype(np.intp)].T
     runs = np.empty((7, len(steps)))
     runs[0] = start_s
-    runs[1] = np.where(mixed, duration_s, flat + slope * context)
-    runs[2] = np.where(mixed, 0.0, slope * decodes)
+    runs[1] = np.where(mixed, duration_s, base)
+    runs[2] = growth
     runs[3] = np.where(mixed, 1.0, steps)
     runs[4] = decodes
     runs[5] = np.where(mixed, -steps, decodes)
     runs[6] = context
     return runs, duration_s
+
+
+def _taken_up(
+    runs: Floats,
+    rows: list[float],
+    pauses: Mapping[int, tuple[float, list[int]]],
+    course: Course,
+) -> Floats:
+    """Return the runs (7, R) with the first iteration after each pause apart.
+
+    Its tokens end longer gaps, of everybody who was decoding: those go to `course.late`.
+    """
+    if not pauses:
+        return runs
+    idle = np.fromiter(rows[1::ROW], float) == 0
+    places = np.array(sorted(pauses)) - np.cumsum(idle)[sorted(pauses)]
+    for place, row in zip(places, sorted(pauses), strict=True):
+        since_s, requests = pauses[row]
+        until_s = float(runs[0, place] + runs[1, place])
+        course.late.extend((request, since_s, until_s) for request in requests)
+    first = runs[:, places].copy()
+    first[3], first[4] = 1.0, 0.0
+    # What is left of a run begins an iteration later, that much longer, with that much more.
+    runs[0, places] += runs[1, places]
+    runs[1, places] += runs[2, places]
+    runs[6, places] += runs[4, places]
+    runs[3, places] -= 1
+    merged = np.insert(runs, places, first, axis=1)
+    return np.asarray(merged[:, merged[3] > 0])
 
 
 def _sequences(

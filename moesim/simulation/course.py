@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moesim.cost.iteration import Cost
 from moesim.requests import Request
 from moesim.serving.iterations import Iterations, iterations_from
 from moesim.serving.sequences import Sequence
@@ -55,14 +56,20 @@ class Stream:
         prefixes: bool = False,
         priorities: Mapping[str, int] | None = None,
     ) -> "Stream":
-        """Take the requests of a frame (`arrival_s`, `prompt_tokens`, `output_tokens`)."""
+        """Take the requests of a frame (`arrival_s`, `prompt_tokens`, `output_tokens`).
+
+        Where there is a column `delay_s` they arrive here so much later.
+        """
         prompt = requests["prompt_tokens"].to_numpy()
         output = requests["output_tokens"].to_numpy()
         total = prompt + output - 1
         count = len(requests)
+        arrival_s = requests["arrival_s"].to_numpy(dtype=np.float64)
+        if "delay_s" in requests:
+            arrival_s = arrival_s + requests["delay_s"].to_numpy(dtype=np.float64)
         return cls(
             block_size=block_size,
-            arrival_s=[*requests["arrival_s"].to_numpy(dtype=np.float64).tolist(), inf],
+            arrival_s=[*arrival_s.tolist(), inf],
             prompt=prompt.tolist(),
             output=output.tolist(),
             total=total.tolist(),
@@ -78,12 +85,12 @@ class Stream:
     def add(self, request: Request) -> int:
         """Take in a request that arrives now, and return its index."""
         index = len(self)
-        self.arrival_s.insert(index, request.arrival_s)
+        self.arrival_s.insert(index, request.reaches_s)
         self.prompt.append(request.prompt_tokens)
         self.output.append(request.output_tokens)
-        self.blocks.append(
-            -(-(request.prompt_tokens + request.output_tokens - 1) // self.block_size)
-        )
+        total = request.prompt_tokens + request.output_tokens - 1
+        self.total.append(total)
+        self.blocks.append(-(-total // self.block_size))
         self.tenant.append(request.tenant)
         self.prefix.append(request.prefix)
         for times in (self.scheduled_s, self.first_token_s, self.finish_s):
@@ -110,6 +117,12 @@ class Course:
 
     `runs` are its log, the columns of `moesim.serving.iterations` in parts of (7, R); `late` are
     the gaps longer than an iteration, by the stream's index.
+
+    What others have to do with it: `closed` says that all of the stream is known, `done` takes the
+    indices of who finishes, `limit_s` ends a run of equal iterations at the first boundary from
+    there on, `cost` stands in for the replica's own, `stops` has the scheduler asked for a step
+    only when the step before has been dealt with. `idle` tells that nothing runs and nothing waits;
+    `loads` are the reconfigurations that the model needed (start, duration).
     """
 
     now_s: float = 0.0
@@ -122,6 +135,13 @@ class Course:
     runs: list[NDArray[np.float64]] = field(default_factory=list)
     late: list[tuple[int, float, float]] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+    closed: bool = True
+    done: list[int] | None = None
+    limit_s: float = inf
+    cost: Cost | None = None
+    stops: bool = False
+    idle: bool = False
+    loads: list[tuple[float, float]] = field(default_factory=list)
 
     def log(self, request_ids: NDArray[np.int64]) -> Iterations:
         """Return the log of all iterations; `request_ids` are those of the stream's requests."""

@@ -1,106 +1,210 @@
-"""From a scenario's deployment to replicas: which slices there are, and what runs on each."""
+"""From a scenario's deployment to stations: which slices there are, and what runs on each."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from zlib import crc32
 
-from moesim.cost.iteration import CostModel
-from moesim.cost.profile import Profile
-from moesim.cost.roofline import blocks_beside, on_slice
-from moesim.errors import ScenarioError
-from moesim.facts.hardware import Device
-from moesim.facts.memory import place_replica
-from moesim.facts.models import ModelSpec
-from moesim.facts.slices import Slice, mig_slices, whole
-from moesim.scenario import PROFILED, Dedicated, Scenario, Tenant
-from moesim.serving.kv_cache import KvCache, PrefixCache
-from moesim.serving.policies import POLICIES
-from moesim.serving.scheduling import Limits
-from moesim.simulation.replica import Replica
-from moesim.units import GIB
+import numpy as np
 
-
-def limits_of(scenario: Scenario, spec: ModelSpec, block_size: int) -> Limits:
-    """Return what each replica of a model accepts."""
-    scheduler = scenario.deployment.scheduler
-    swap_bytes = int(scheduler.swap_gib * GIB) if scheduler.preemption == "swap" else 0
-    return Limits(
-        max_num_seqs=scheduler.max_num_seqs,
-        max_batched_tokens=scheduler.max_batched_tokens,
-        max_model_len=spec.max_position_embeddings,
-        policy=POLICIES[scheduler.policy],
-        swap_blocks=swap_bytes // (block_size * spec.kv_bytes_per_token),
-    )
-
-
-def cache_of(scenario: Scenario, num_blocks: int, block_size: int) -> KvCache:
-    """Return a replica's empty cache."""
-    kind = PrefixCache if scenario.deployment.scheduler.prefix_caching else KvCache
-    return kind(num_blocks, block_size)
-
-
-def replicas_of(
-    scenario: Scenario, model: str, profile: Profile, device: Device | None
-) -> Iterator[Replica]:
-    """Yield each replica of a model on its slice."""
-    scheduler = scenario.deployment.scheduler
-    block_size = profile.kv.block_size
-    limits = limits_of(scenario, profile.spec, block_size)
-    tenants = {name: t for name, t in scenario.tenants.items() if t.model == model}
-    block_bytes = block_size * profile.spec.kv_bytes_per_token
-    costs: dict[Slice | None, CostModel] = {}  # one for all replicas on slices of a kind
-    for index, part in enumerate(slices_of(scenario, model, device)):
-        if part not in costs:
-            costs[part] = CostModel(
-                on_slice(profile, device, part) if device and part else profile,
-                max_batched_tokens=limits.max_batched_tokens,
-                max_num_seqs=limits.max_num_seqs,
-            )
-        yield Replica(
-            name=f"{model}/{index}",
-            limits=limits,
-            cache=cache_of(scenario, _num_blocks(scenario, model, profile, part), block_size),
-            cost=costs[part],
-            # With one tenant there is only the order of arrival.
-            order=scheduler.order if len(tenants) > 1 else "fcfs",
-            priorities=_by_tenant(tenants, "priority") if scheduler.order == "priority" else {},
-            weights=_by_tenant(tenants, "weight") if scheduler.order == "fair" else {},
-            swap_block_s=block_bytes / (scheduler.swap_gb_per_s or 1.0) / 1e9,
-        )
+from moesim.cost.iteration import Cost
+from moesim.deployment import (
+    Consolidated,
+    Dedicated,
+    ExpertParallel,
+    ExpertRouter,
+    Mig,
+    Mps,
+    Offloaded,
+    TensorParallel,
+    TimeShared,
+)
+from moesim.facts.slices import Slice, check_divides, group, mig_slices, whole
+from moesim.scenario import Scenario
+from moesim.simulation.builder import Builder
+from moesim.simulation.draft import (
+    by_link,
+    factors_of,
+    lone,
+    offloaded,
+    side_by_side,
+    stations,
+    swapped_whole,
+)
+from moesim.simulation.gateway import Gateway
+from moesim.simulation.inputs import Inputs
+from moesim.simulation.residency import bandwidth_of
+from moesim.simulation.station import Station
+from moesim.simulation.turns import Rules
 
 
-def _by_tenant(tenants: Mapping[str, Tenant], field: str) -> dict[str, Any]:
-    return {name: getattr(tenant, field) for name, tenant in tenants.items()}
+def stations_of(scenario: Scenario, inputs: Inputs) -> list[Station]:
+    """Return every slice with what runs on it.
 
-
-def slices_of(scenario: Scenario, model: str, device: Device | None) -> list[Slice] | list[None]:
-    """Return what each replica of a model runs on; None is the device that was profiled.
-
-    Raises ScenarioError or CapacityError where a MIG layout does not exist.
+    Raises ScenarioError or CapacityError where a slice does not exist or hold what it should.
     """
     deployment = scenario.deployment
-    if isinstance(deployment, Dedicated):
-        return [whole(device)] * deployment.replicas if device else [None] * deployment.replicas
-    if device is None:
-        raise ScenarioError(
-            f"deployment.kind: mig needs a hardware.device that can be divided, not {PROFILED!r}"
-        )
-    parts = mig_slices(device, deployment.layout)
-    return [parts[index] for index in deployment.dealt(list(scenario.models))[model]]
+    if not isinstance(deployment, ExpertRouter):
+        return _stations(Builder(scenario, inputs, deployment), list(scenario.models))
+    return [
+        station
+        for model, own in deployment.experts.items()
+        for station in _stations(Builder(scenario, inputs, own), [model])
+    ]
 
 
-def _num_blocks(scenario: Scenario, model: str, profile: Profile, part: Slice | None) -> int:
-    """Return a replica's KV blocks; CapacityError where they do not fit its slice."""
-    asked, own, size = scenario.deployment.kv_blocks, profile.kv.num_blocks, profile.kv.block_size
-    if part is None:
-        return asked or own
-    fit = own if part.whole else max(1, blocks_beside(profile.spec, part.memory_bytes, size))
-    blocks = asked or fit
-    place_replica(
-        model,
-        profile.spec,
-        kv_blocks=blocks,
-        block_size=size,
-        device=part.name,
-        device_bytes=part.memory_bytes,
+def gateway_of(scenario: Scenario, seed: int) -> Gateway | None:
+    """Return the gateway before a scenario's models; None where tenants ask them directly."""
+    if not isinstance(scenario.deployment, ExpertRouter):
+        return None
+    gateway = scenario.deployment.gateway
+    return Gateway(
+        gateway.shares,
+        classify_s=gateway.classify_s,
+        rng=np.random.default_rng([seed, crc32(gateway.name.encode())]),
     )
-    return blocks
+
+
+def _stations(builder: Builder, models: Sequence[str]) -> list[Station]:
+    return _KINDS[builder.deployment.kind](builder, builder.deployment, models)
+
+
+def _dedicated(builder: Builder, deployment: Dedicated, models: Sequence[str]) -> list[Station]:
+    if deployment.experts is None:
+        part = whole(builder.device) if builder.has_device else None
+        drafts = [lone(builder, model, part) for model in models]
+    else:
+        part = whole(builder.device)
+        drafts = [offloaded(builder, [model], part, deployment.experts) for model in models]
+    return [draft.station() for draft in drafts for _ in range(deployment.replicas)]
+
+
+def _grouped(
+    builder: Builder, deployment: TensorParallel | ExpertParallel, models: Sequence[str]
+) -> list[Station]:
+    parts = 1 if isinstance(deployment, TensorParallel) else deployment.expert_parallel
+    part = group(builder.device, tensor_parallel=deployment.tensor_parallel, expert_parallel=parts)
+    for model in models:
+        check_divides(builder.profile(model).spec, part)
+    drafts = [lone(builder, model, part) for model in models]
+    return [draft.station() for draft in drafts for _ in range(deployment.replicas)]
+
+
+def _mig(builder: Builder, deployment: Mig, models: Sequence[str]) -> list[Station]:
+    dealt = deployment.dealt(models)
+    drafts = []
+    for index, part in enumerate(mig_slices(builder.device, deployment.layout)):
+        here = [model for model in models if index in dealt[model]]
+        rules = _rules(builder, deployment.turns, deployment.quantum_s, [0.0] * len(here))
+        if here and deployment.experts is not None:
+            drafts.append(offloaded(builder, here, part, deployment.experts, rules=rules))
+        elif here:
+            drafts.append(side_by_side(builder, here, part, rules=rules))
+    return stations(drafts, by_link(drafts))
+
+
+def _mps(builder: Builder, deployment: Mps, models: Sequence[str]) -> list[Station]:
+    """Return a station a model: SMs of its own, a part of the memory, bandwidth that all share."""
+    device, count = builder.device, len(models)
+    parts = [
+        Slice(
+            name=f"{device.name}/{deployment.sm_percent[model]:g} % of the SMs",
+            compute_share=deployment.sm_percent[model] / 100,
+            bandwidth_share=1.0,
+            memory_bytes=device.memory_bytes // count,
+        )
+        for model in models
+    ]
+    drafts = [
+        lone(builder, model, part)
+        if deployment.experts is None
+        else offloaded(builder, [model], part, deployment.experts)
+        for model, part in zip(models, parts, strict=True)
+    ]
+    factor = factors_of(drafts)
+
+    def pricing(member: int, busy: frozenset[int]) -> Sequence[Cost]:
+        part = replace(parts[member], bandwidth_share=1 / len(busy))
+        own = builder.cost(models[member], part)
+        return drafts[member].costs(factor(member, busy) if factor else 1.0, [own])
+
+    return stations(drafts, pricing if count > 1 else None)
+
+
+def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]) -> list[Station]:
+    bytes_per_s = bandwidth_of(deployment.load_gb_per_s, builder.device, "load_gb_per_s")
+    drafts = []
+    for part in _parts(builder, deployment):
+        if deployment.experts is None:
+            draft = side_by_side(builder, models, part, swapped=True)
+            held = [builder.weight_bytes(model) for model in models]
+        else:
+            draft, held = swapped_whole(builder, models, part, deployment.experts)
+        loads_s = [count / bytes_per_s + deployment.load_overhead_s for count in held]
+        rules = _rules(builder, deployment.turns, deployment.quantum_s, loads_s)
+        drafts.append(replace(draft, rules=rules))
+    return stations(drafts, by_link(drafts) if deployment.layout else None)
+
+
+def _offloaded(builder: Builder, deployment: Offloaded, models: Sequence[str]) -> list[Station]:
+    rules = _rules(builder, deployment.turns, deployment.quantum_s, [0.0] * len(models))
+    drafts = [
+        offloaded(builder, models, part, deployment.experts, rules=rules)
+        for part in _parts(builder, deployment)
+    ]
+    return stations(drafts, by_link(drafts) if deployment.layout else None)
+
+
+def _consolidated(
+    builder: Builder, deployment: Consolidated, models: Sequence[str]
+) -> list[Station]:
+    one = deployment.non_expert_sets == "one" and len(models) > 1
+    bytes_per_s = bandwidth_of(deployment.swap_gb_per_s, builder.device, "swap_gb_per_s")
+    swaps_s = [
+        builder.non_expert_bytes(model) / bytes_per_s + deployment.swap_overhead_s if one else 0.0
+        for model in models
+    ]
+    rules = _rules(builder, deployment.turns, deployment.quantum_s, swaps_s)
+    drafts = [
+        offloaded(
+            builder,
+            models,
+            part,
+            deployment.experts,
+            rules=rules,
+            ratio=deployment.ratio,
+            non_expert_sets=1 if one else None,
+        )
+        for part in _parts(builder, deployment)
+    ]
+    return stations(drafts, by_link(drafts) if deployment.layout else None)
+
+
+def _rules(builder: Builder, turns: str, quantum_s: float, reconfigure_s: Sequence[float]) -> Rules:
+    return Rules(
+        policy=turns,
+        quantum_s=quantum_s,
+        reconfigure_s=tuple(reconfigure_s),
+        urgent=builder.scheduler.order == "priority",
+    )
+
+
+def _parts(builder: Builder, deployment: TimeShared | Offloaded | Consolidated) -> list[Slice]:
+    """Return the slices that each have all models."""
+    if deployment.layout:
+        return mig_slices(builder.device, deployment.layout)
+    return [whole(builder.device)] * deployment.replicas
+
+
+_KINDS: Mapping[str, Callable[..., list[Station]]] = MappingProxyType(
+    {
+        "dedicated": _dedicated,
+        "tensor_parallel": _grouped,
+        "expert_parallel": _grouped,
+        "mig": _mig,
+        "mps": _mps,
+        "time_shared": _time_shared,
+        "offloaded": _offloaded,
+        "consolidated": _consolidated,
+    }
+)

@@ -8,13 +8,14 @@ linear in the summed context, so k iterations of n sequences last
     k * base + slope * n * k * (k - 1) / 2
 
 Whoever drives has the clock: the next known arrival (`moesim.simulation.pressure`) or simpy
-(`moesim.simulation.live`).
+(`moesim.simulation.site`).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.cost.iteration import Cost
 from moesim.serving.sequences import Batch, Sequence
 from moesim.simulation.course import Course, Stream
 from moesim.simulation.replica import Replica
@@ -59,9 +60,20 @@ class Drive:
             return False
         return scheduler.waiting.overtakes or not scheduler.waiting
 
+    @property
+    def cost(self) -> Cost:
+        """What iterations cost now."""
+        return self.course.cost or self.replica.cost
+
     def plan(self) -> Pass:
         """Return what the replica does next; something must run or wait."""
         return self._same_again() or self._one()
+
+    def priced(self, step: Pass) -> Pass:
+        """Return a step that has not begun at what it costs now."""
+        if step.batch is not None:
+            return Pass(self._iteration_s(step.batch), batch=step.batch)
+        return self._repeating(step.most)
 
     def finish(self, step: Pass, iterations: int, now_s: float) -> list[Sequence]:
         """Account for iterations of a pass that ran until `now_s`; return who finished."""
@@ -94,7 +106,10 @@ class Drive:
             sequence = chunk.sequence
             if chunk.context == sequence.cached_tokens and not sequence.preemptions:
                 stream.scheduled_s[sequence.request_id] = now_s
-        return Pass(self.replica.iteration_s(batch), batch=batch)
+        return Pass(self._iteration_s(batch), batch=batch)
+
+    def _iteration_s(self, batch: Batch) -> float:
+        return self.replica.iteration_s(batch, self.course.cost)
 
     def _same_again(self) -> Pass | None:
         """Return the pass of as many equal iterations as can be foreseen, None if fewer than 2."""
@@ -109,9 +124,12 @@ class Drive:
             if sequence.last_token_s != now_s or not sequence.decodes:
                 return None
         most = self._most_before_blocks_run_out(most)
-        if most < 2:
-            return None
-        count, cost = len(running), self.replica.cost
+        return self._repeating(most) if most > 1 else None
+
+    def _repeating(self, most: int) -> Pass:
+        """Return the pass of `most` iterations in which all who run decode."""
+        running, cost = self.scheduler.running, self.cost
+        count = len(running)
         context = sum([sequence.computed for sequence in running]) + count
         base_s = cost.but_prefill_attention_s(count, count, count, count, context)
         return Pass(base_s, count * cost.tables.lines[count][1], most)

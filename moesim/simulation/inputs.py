@@ -10,8 +10,9 @@ from moesim.facts.catalog import load_device, load_model
 from moesim.facts.configs import ARCHITECTURES, RUNNABLE
 from moesim.facts.hardware import Device
 from moesim.facts.models import ModelSpec
+from moesim.facts.precision import Precision
 from moesim.requests import Traces, load_traces
-from moesim.scenario import PROFILED, ROOFLINE, Scenario
+from moesim.scenario import PROFILED, ROOFLINE, Model, Scenario
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +74,34 @@ def _profile_of(scenario: Scenario, name: str, spec: ModelSpec, device: Device |
     """Load a model's profile, or draw its roofline."""
     wanted = scenario.models[name].profile
     if wanted != ROOFLINE:
-        return load_profile(wanted, relative_to=scenario.folder)
+        profile = load_profile(wanted, relative_to=scenario.folder)
+        own = Precision.of_dtype(spec.dtype)
+        if precision_of(scenario.models[name], spec) != own:
+            raise ProfileError(
+                f"models.{name}.precision: {scenario.models[name].precision}, the profile was "
+                f"measured in {own.experts}; profile the model so, or take `profile: roofline`"
+            )
+        return profile
     if device is None:
         raise ProfileError(
             f"models.{name}.profile: roofline needs the datasheet of a hardware.device, which is "
             f"{PROFILED!r}; name the device"
         )
-    scheduler = scenario.deployment.scheduler
+    scheduler = scenario.deployment_of(name).scheduler
     return roofline_profile(
         spec,
         device,
         max_batched_tokens=scheduler.max_batched_tokens,
         max_num_seqs=scheduler.max_num_seqs,
+        precision=precision_of(scenario.models[name], spec),
     )
+
+
+def precision_of(model: Model, spec: ModelSpec) -> Precision:
+    """Return the formats that a model is served in: those it says, or its checkpoint's."""
+    if model.precision:
+        return Precision.uniform(model.precision)
+    return Precision.of_dtype(spec.dtype)
 
 
 def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:

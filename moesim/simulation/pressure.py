@@ -4,52 +4,92 @@ Arrivals are all known, so that nobody needs to be woken: a pass of equal iterat
 next arrival that could enter.
 """
 
+from math import inf
+
+from moesim.simulation.ahead import Steps
 from moesim.simulation.course import Course, Stream, iterations_until
-from moesim.simulation.drive import Drive
+from moesim.simulation.drive import Drive, Pass
 from moesim.simulation.replica import Replica
 
 AHEAD = 8
 """How many requests like the next must fit before sums take over; it decides only who computes."""
 
 
-def press_on(replica: Replica, stream: Stream, course: Course, *, stay: bool = False) -> bool:
+def press_on(
+    replica: Replica,
+    stream: Stream,
+    course: Course,
+    *,
+    stay: bool = False,
+    horizon_s: float = inf,
+) -> Steps:
     """Run until the stream is served (True), or sums would do again (False).
 
-    `stay` keeps to the scheduler even then.
+    `stay` keeps to the scheduler even then. `horizon_s` and what is yielded and sent are as in
+    `moesim.simulation.ahead`. `course.stops` has it yield the time that it is whenever a step
+    has been taken, before the scheduler decides the next one.
     """
     drive = Drive(replica, stream, course)
     arrived = course.admitted
     while True:
-        arrived = _receive(drive, arrived)
+        arrived = _received(drive, arrived)
         if drive.scheduler.idle:
-            break
+            if arrived == len(stream) and course.closed:
+                break
+            next_s = stream.arrival_s[arrived]
+            if next_s > horizon_s or next_s == inf:
+                course.idle = True
+                horizon_s = yield next_s
+            else:
+                course.now_s = max(course.now_s, next_s)
+            continue
         step = drive.plan()
-        iterations = step.most
-        if iterations > 1 and drive.takes_arrivals:
-            left_s = stream.arrival_s[arrived] - course.now_s
-            iterations = iterations_until(left_s, step.base_s, step.growth_s, iterations)
-        finished = drive.finish(step, iterations, course.now_s + step.duration_s(iterations))
+        while True:
+            iterations = _uncut(drive, step, arrived)
+            end_s = course.now_s + step.duration_s(iterations)
+            if end_s <= horizon_s:
+                break
+            cost, course.idle = drive.cost, False
+            horizon_s = yield end_s
+            if drive.cost is not cost:
+                step = drive.priced(step)
+        finished = drive.finish(step, iterations, end_s)
+        if course.done is not None:
+            course.done.extend([sequence.request_id for sequence in finished])
         if finished and not stay and _relieved(drive):
             course.admitted = arrived - len(drive.scheduler.waiting)
             drive.leave()
             return False
+        if course.stops:
+            course.idle = False
+            horizon_s = yield course.now_s
     drive.leave()
     return True
 
 
-def _receive(drive: Drive, arrived: int) -> int:
-    """Take in who has arrived, waiting for the next if idle; return how many were taken in.
+def _received(drive: Drive, arrived: int) -> int:
+    """Queue who has arrived; return how many have been queued in all.
 
     Where nobody overtakes, no more need to queue than may enter at once.
     """
     arrival_s, course, waiting = drive.stream.arrival_s, drive.course, drive.scheduler.waiting
-    if drive.scheduler.idle and arrived < len(drive.stream):
-        course.now_s = max(course.now_s, arrival_s[arrived])
     seats = drive.scheduler.limits.max_num_seqs
     while arrival_s[arrived] <= course.now_s and (waiting.overtakes or len(waiting) < seats):
         drive.submit(arrived)
         arrived += 1
     return arrived
+
+
+def _uncut(drive: Drive, step: Pass, arrived: int) -> int:
+    """Return how many iterations of a step pass before somebody arrives who could enter."""
+    if step.most == 1:
+        return 1
+    course = drive.course
+    until_s = drive.stream.arrival_s[arrived] if drive.takes_arrivals else inf
+    if course.now_s < course.limit_s < until_s:
+        until_s = course.limit_s
+    left_s = until_s - course.now_s
+    return iterations_until(left_s, step.base_s, step.growth_s, step.most)
 
 
 def _relieved(drive: Drive) -> bool:

@@ -50,9 +50,12 @@ class Replica:
             prefix=request.prefix if self.keeps_prefixes else (),
         )
 
-    def iteration_s(self, batch: Batch) -> float:
-        """Return the duration of one iteration, copies to and from host memory included [s]."""
-        return self.cost.iteration_s(batch) + batch.swapped_blocks * self.swap_block_s
+    def iteration_s(self, batch: Batch, cost: Cost | None = None) -> float:
+        """Return the duration of one iteration, copies to and from host memory included [s].
+
+        `cost` stands in for the replica's own.
+        """
+        return (cost or self.cost).iteration_s(batch) + batch.swapped_blocks * self.swap_block_s
 
     def refusal(self, prompt_tokens: int, output_tokens: int) -> str | None:
         """Say why a request can never be served here, or None if it can."""
@@ -89,6 +92,8 @@ class Usage:
     peak_running: int = 0
     kv_blocks: int = 0
     kv_tokens: int = 0
+    reconfigurations: int = 0
+    reconfiguring_s: float = 0.0
 
     @classmethod
     def of(cls, replica: Replica, course: Course) -> "Usage":
@@ -101,6 +106,8 @@ class Usage:
             peak_running=course.peak_running,
             kv_blocks=replica.cache.num_blocks,
             kv_tokens=replica.cache.num_blocks * replica.cache.block_size,
+            reconfigurations=len(course.loads),
+            reconfiguring_s=sum(duration_s for _, duration_s in course.loads),
         )
 
 
@@ -113,6 +120,7 @@ class Served:
     usage: Usage
     basis: dict[str, str]
     copies: tuple[Copy, ...] = ()
+    loads: tuple[tuple[float, float], ...] = ()
 
 
 def refused_of(replica: Replica, requests: pd.DataFrame) -> NDArray[np.bool]:

@@ -15,9 +15,14 @@ and `coverage` says so.
 Runs are numbered, and the draws of a run follow from seed, number and the names of tenants and
 models alone. Two deployments of one workload so meet the same requests and the same errors run by
 run (common random numbers), and differences between `runs` of one number are the deployments' own.
+
+Where the requests are known, as when a real run is predicted after the fact, they are the same in
+every run (`same_requests`): what is left is by how much the profile may be wrong.
 """
 
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -26,11 +31,13 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 
 from moesim.cost.profile import Profile
 from moesim.cost.residuals import resampled
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario
+from moesim.serving.records import REFUSED
 from moesim.simulation.inputs import Inputs, load_inputs
 from moesim.simulation.run import Result, simulate
 
@@ -54,6 +61,12 @@ FEWEST = 6
 
 REQUESTS = 500_000
 """Requests by default, over all runs: a second or two where they run ahead."""
+
+NUMBER = re.compile(r"\d+")
+"""What differs between two requests that are refused for one reason."""
+
+PROFILE = "profile"
+"""What is redrawn in every run, as `what_varies` names it."""
 
 
 def silent(done: int, of: int) -> None:
@@ -83,14 +96,16 @@ class Replications:
 
         `intervals` has the branches `ESTIMATED` once more, `[low, high]` in place of each number.
         What is no number is the first run's; `steady.agreed` is the share of redrawn runs with the
-        same verdict. A figure is over the runs in which it exists, None if that is none. Of a
-        single run all numbers are its own, and `intervals` is None.
+        same verdict, and `refusal` why most of its refused requests were. A figure is over the runs
+        in which it exists, None if that is none. Of a single run all numbers are its own, and
+        `intervals` is None.
         """
         first = self.first.metrics()
         return {
             **first,
             **(self._estimates(_middle) if self.runs else {}),
             "steady": {**first["steady"], "agreed": self._agreed(first["steady"]["kind"])},
+            "refusal": most_refused(self.first.records),
             "replications": 1 + len(self.runs),
             "varied": self.varied if self.runs else None,
             "coverage": self.coverage,
@@ -111,14 +126,16 @@ def replicate(
     seed: int = 0,
     *,
     replications: int | None = None,
+    same_requests: bool = False,
     stepwise: bool = False,
     progress: Progress = silent,
 ) -> Replications:
     """Simulate a scenario once as it is and then with other draws, `replications` times in all.
 
-    Not given, `replications` follows from the number of requests. A run in which no request arrives
-    has no figures and is left out. Raises what `simulate` raises, and ScenarioError where
-    `replications` is below 1, or 2, of which there is no interval.
+    With `same_requests` every run meets the first run's requests and users, and only the profile is
+    redrawn. Not given, `replications` follows from the number of requests. A run in which no
+    request arrives has no figures and is left out. Raises what `simulate` raises, and ScenarioError
+    where `replications` is below 1, or 2, of which there is no interval.
     """
     started = time.perf_counter()
     _check(replications)
@@ -128,14 +145,26 @@ def replicate(
     runs = []
     for index in range(1, count):
         progress(index, count)
-        run = _redrawn(scenario, inputs, nth_seed(seed, index), stepwise=stepwise)
+        nth = nth_seed(seed, index)
+        asked = seed if same_requests else nth
+        run = _run(scenario, _redrawn(inputs, nth), asked, stepwise=stepwise)
         runs += [run] if run else []
     return Replications(
         first=first,
         runs=tuple(runs),
-        varied=what_varies(scenario),
+        varied=PROFILE if same_requests else what_varies(scenario),
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def most_refused(records: pd.DataFrame) -> str | None:
+    """Return why requests were refused most often, as told the first of them; None if none was.
+
+    Reasons that differ in their numbers only are one.
+    """
+    reasons = records.loc[records["outcome"] == REFUSED, "detail"].tolist()
+    kinds = [NUMBER.sub("", reason) for reason in reasons]
+    return reasons[kinds.index(Counter(kinds).most_common(1)[0][0])] if kinds else None
 
 
 def default_replications(requests: int) -> int:
@@ -159,7 +188,7 @@ def what_varies(scenario: Scenario) -> str:
     lengths = {part.kind for t in tenants for part in (t.prompt_tokens, t.output_tokens)}
     lengths -= {"trace", "fixed"}
     parts = (["arrivals"] if arrivals else []) + (["lengths"] if lengths else [])
-    return ", ".join([*parts, "profile"])
+    return ", ".join([*parts, PROFILE])
 
 
 def _check(replications: int | None) -> None:
@@ -170,14 +199,18 @@ def _check(replications: int | None) -> None:
         )
 
 
-def _redrawn(scenario: Scenario, inputs: Inputs, seed: int, *, stepwise: bool) -> Metrics | None:
-    """Return the metrics of a run with other requests and other profiles, None if it has none."""
+def _redrawn(inputs: Inputs, seed: int) -> Inputs:
+    """Return the inputs with every profile redrawn within its errors."""
     profiles = {
         name: resampled(profile, _stream(seed, name)) for name, profile in inputs.profiles.items()
     }
-    redrawn = replace(inputs, profiles=profiles)
+    return replace(inputs, profiles=profiles)
+
+
+def _run(scenario: Scenario, inputs: Inputs, seed: int, *, stepwise: bool) -> Metrics | None:
+    """Return the metrics of a run, None if it has no request."""
     try:
-        return simulate(scenario, seed=seed, stepwise=stepwise, inputs=redrawn).metrics()
+        return simulate(scenario, seed=seed, stepwise=stepwise, inputs=inputs).metrics()
     except ScenarioError:
         # The first run has shown that the scenario is right: chance sent no request.
         return None

@@ -1,9 +1,10 @@
 """Run a scenario: `simulate(scenario, profiles, seed) -> Result`, pure and deterministic."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, count
+from itertools import count
 from typing import Any
 
 import pandas as pd
@@ -20,12 +21,12 @@ from moesim.serving.metrics import SloTargets, summarise
 from moesim.serving.series import time_series
 from moesim.serving.steady import steady_state
 from moesim.simulation.course import Copy
-from moesim.simulation.deploy import replicas_of
+from moesim.simulation.dealing import Dealing
+from moesim.simulation.deploy import gateway_of, stations_of
 from moesim.simulation.inputs import Inputs, load_inputs
-from moesim.simulation.prefixes import with_block_names
-from moesim.simulation.replica import Replica, Served, Usage
-from moesim.simulation.serve import serve
+from moesim.simulation.replica import Served, Usage
 from moesim.simulation.stage import Stage
+from moesim.simulation.station import Station, serve_alone
 from moesim.simulation.stepwise import step_through
 from moesim.simulation.users import users_of
 from moesim.traffic.users import Users
@@ -40,6 +41,7 @@ class Result:
     records: pd.DataFrame
     logs: Mapping[str, Iterations]
     copies: Mapping[str, tuple[Copy, ...]]
+    loads: Mapping[str, tuple[tuple[float, float], ...]]
     replicas: pd.DataFrame
     basis: dict[str, str]
     warnings: tuple[str, ...]
@@ -89,21 +91,17 @@ def simulate(
     started = time.perf_counter()
     inputs = inputs or load_inputs(scenario, profiles)
     requests = draw_requests(scenario, seed, inputs.traces)
-    replicas = {
-        model: list(replicas_of(scenario, model, profile, inputs.device))
-        for model, profile in inputs.profiles.items()
-    }
-    tables, logs, copies, usages, bases = [], {}, {}, [], []
-    for part in chain(
-        _open_loop(scenario, replicas, requests, stepwise=stepwise),
-        _on_stage(scenario, replicas, requests, seed, stepwise=stepwise),
-    ):
+    stations = stations_of(scenario, inputs)
+    found = _played(scenario, stations, requests, seed, stepwise=stepwise)
+    tables, logs, copies, loads, usages, bases = [], {}, {}, {}, [], []
+    for part in found:
         tables.append(part.records)
         logs[part.usage.replica] = part.log
         copies[part.usage.replica] = part.copies
+        loads[part.usage.replica] = part.loads
         usages.append(part.usage)
         bases.append(part.basis)
-    del requests  # a million of them need not be held beside their records
+    del requests, found, part  # a million of them need not be held beside their records
     records = _in_order_of_arrival(tables)
     basis = _weakest(bases)
     return Result(
@@ -112,6 +110,7 @@ def simulate(
         records=records,
         logs=logs,
         copies=copies,
+        loads=loads,
         replicas=_usage_frame(usages, records),
         basis=basis,
         warnings=tuple(_warnings(inputs.profiles, basis)),
@@ -120,62 +119,96 @@ def simulate(
     )
 
 
-def _open_loop(
+def _played(
     scenario: Scenario,
-    replicas: Mapping[str, Sequence[Replica]],
-    requests: pd.DataFrame,
-    *,
-    stepwise: bool,
-) -> Iterator[Served]:
-    """Serve the models whose requests depend on no replica: each has its share, dealt in turn."""
-    for model, parts in replicas.items():
-        if _interacts(scenario, model, parts):
-            continue
-        mine = _requests_of(scenario, model, requests, parts[0])
-        for index, replica in enumerate(parts):
-            dealt = mine.iloc[index :: len(parts)] if len(parts) > 1 else mine
-            yield (step_through if stepwise else serve)(replica, dealt)
-
-
-def _on_stage(
-    scenario: Scenario,
-    replicas: Mapping[str, Sequence[Replica]],
+    stations: Sequence[Station],
     requests: pd.DataFrame,
     seed: int,
     *,
     stepwise: bool,
 ) -> list[Served]:
-    """Serve the models whose requests, or where they go, depend on what the replicas do."""
-    live = {m: parts for m, parts in replicas.items() if _interacts(scenario, m, parts)}
-    if not live:
-        return []
-    dispatcher = scenario.deployment.dispatcher
-    stage = Stage(live, dispatcher=dispatcher, seed=seed, stepwise=stepwise)
-    ids = count(len(requests))
-    for model, parts in live.items():
-        stage.replay(requests_from(_requests_of(scenario, model, requests, parts[0])))
-        users = users_of(scenario, model, parts[0].cache.block_size, seed)
-        stage.seat(users, until_s=scenario.duration_s, ids=ids)
-    return stage.play()
+    """Have every station serve its requests, on the stage where others can reach it."""
+    gateway = gateway_of(scenario, seed)
+    handed = _handed(scenario, stations)
+    if gateway and not handed:
+        requests = gateway.all_sent(requests)
+    dealing = Dealing(scenario, stations, requests)
+    on_stage = [
+        place
+        for place, station in enumerate(stations)
+        if station.crowd or handed.intersection(station.models)
+    ]
+    alone = step_through if stepwise else serve_alone
+    found = {
+        place: alone(station, dealing.share(place))
+        for place, station in enumerate(stations)
+        if place not in on_stage
+    }
+    if on_stage:
+        known = {
+            index: dealing.share(place)
+            for index, place in enumerate(on_stage)
+            if not handed.intersection(stations[place].models)
+        }
+        stage = Stage(
+            [stations[place] for place in on_stage],
+            known,
+            dispatchers={
+                model: scenario.deployment_of(model).dispatcher for model in scenario.models
+            },
+            gateway=gateway,
+            seed=seed,
+            stepwise=stepwise,
+        )
+        _people(stage, scenario, stations, dealing, handed, len(requests), seed)
+        found |= dict(zip(on_stage, stage.play(), strict=True))
+    return [part for place in range(len(stations)) for part in found[place]]
 
 
-def _interacts(scenario: Scenario, model: str, parts: Sequence[Replica]) -> bool:
-    """Whether users wait for a model's answers, or a dispatcher looks at its replicas."""
-    looks = len(parts) > 1 and scenario.deployment.dispatcher != "round_robin"
-    return looks or any(
-        tenant.model == model and isinstance(tenant.arrivals, Users)
-        for tenant in scenario.tenants.values()
-    )
+def _people(
+    stage: Stage,
+    scenario: Scenario,
+    stations: Sequence[Station],
+    dealing: Dealing,
+    handed: frozenset[str],
+    numbered: int,
+    seed: int,
+) -> None:
+    """Have those requests arrive on the stage that a station is handed, and seat the users."""
+    if not handed:
+        return
+    stage.replay(requests_from(dealing.of(handed)))
+    block_size = stations[0].replicas[0].cache.block_size
+    users = users_of(scenario, block_size, seed)
+    stage.seat(users, until_s=scenario.duration_s, ids=count(numbered))
 
 
-def _requests_of(
-    scenario: Scenario, model: str, requests: pd.DataFrame, replica: Replica
-) -> pd.DataFrame:
-    """Return a model's requests, their prompts' blocks named if its replicas keep prefixes."""
-    mine = requests[requests["model"] == model] if len(scenario.models) > 1 else requests
-    if replica.keeps_prefixes:
-        return with_block_names(mine, scenario, replica.cache.block_size)
-    return mine.drop(columns="prefix") if "prefix" in mine else mine
+def _handed(scenario: Scenario, stations: Sequence[Station]) -> frozenset[str]:
+    """Return the models whose requests depend, or where they go, on what the stations do.
+
+    A model that shares a station with such a one is one too.
+    """
+    homes = Counter(model for station in stations for model in station.models)
+    asked = {
+        tenant.model for tenant in scenario.tenants.values() if isinstance(tenant.arrivals, Users)
+    }
+    if asked - homes.keys():  # a gateway's users may ask anybody
+        return frozenset(homes)
+    found = asked | {
+        model
+        for model, count in homes.items()
+        if count > 1 and scenario.deployment_of(model).dispatcher != "round_robin"
+    }
+    while True:
+        beside = {
+            model
+            for station in stations
+            if found.intersection(station.models)
+            for model in station.models
+        }
+        if beside == found:
+            return frozenset(found)
+        found = beside
 
 
 def _in_order_of_arrival(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -1,7 +1,8 @@
-"""The stage: what interacts plays on one simpy clock.
+"""The stage: stations that others reach while they run. simpy carries what interacts.
 
-Users of a closed loop wait for their answers before they ask again, so arrivals depend on what the
-replicas do; and so does a dispatcher that looks at their loads.
+Who acts there: users who wait for answers, dispatchers that look at how busy replicas are, a
+gateway, neighbours on one device. Each station says when its next step ends, and is woken then
+(`moesim.simulation.site`), or it wakes for every iteration (`moesim.simulation.stepwise`).
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -10,12 +11,16 @@ from typing import Protocol
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import simpy
 
 from moesim.requests import Request
-from moesim.simulation.dispatch import DISPATCHERS
-from moesim.simulation.live import Jumper
-from moesim.simulation.replica import Replica, Served
+from moesim.simulation.dispatch import DISPATCHERS, Dispatcher
+from moesim.simulation.gateway import Gateway
+from moesim.simulation.neighbours import Neighbours
+from moesim.simulation.replica import Served
+from moesim.simulation.site import Site
+from moesim.simulation.station import Crowd, Station
 from moesim.simulation.stepwise import Stepper
 from moesim.simulation.users import AFTER_REFUSAL_S, User
 
@@ -23,39 +28,55 @@ Waiting = Generator[simpy.Event, None, None]
 
 
 class Server(Protocol):
-    """A replica at work on the stage."""
+    """A station at work on the stage."""
 
     @property
     def load(self) -> int:
-        """Requests in the replica's care, running or waiting."""
+        """Requests handed in and not done."""
 
     def receive(self, request: Request) -> simpy.Event:
         """Take in a request that arrives now; the event happens when it is done."""
 
-    def served(self) -> Served:
-        """Return what became of the requests."""
+    def served(self) -> list[Served]:
+        """Return what became of the requests, model by model."""
 
 
 class Stage:
-    """Replicas by model, and everybody who sends them requests."""
+    """Stations, and everybody who sends them requests.
+
+    `known` are the requests of stations that are handed none, by the station's place, model by
+    model; `dispatchers` are the names of the models' dispatchers.
+    """
 
     def __init__(
         self,
-        replicas: Mapping[str, Sequence[Replica]],
+        stations: Sequence[Station],
+        known: Mapping[int, Sequence[pd.DataFrame]],
         *,
-        dispatcher: str = "round_robin",
+        dispatchers: Mapping[str, str],
+        gateway: Gateway | None = None,
         seed: int = 0,
         stepwise: bool = False,
     ) -> None:
         self._env = simpy.Environment()
-        kind = Stepper if stepwise else Jumper
-        self._servers: dict[str, list[Server]] = {
-            model: [kind(self._env, replica) for replica in parts]
-            for model, parts in replicas.items()
-        }
-        self._dispatchers = {
-            model: DISPATCHERS[dispatcher](np.random.default_rng([seed, crc32(model.encode())]))
-            for model in replicas
+        self._gateway = gateway
+        self._servers: list[Server] = []
+        self._by_model: dict[str, list[Server]] = {}
+        crowds: dict[Crowd, Neighbours] = {}
+        for place, station in enumerate(stations):
+            neighbours = None
+            if station.crowd:
+                neighbours = crowds.setdefault(station.crowd, Neighbours(station.crowd))
+            kind = Stepper if stepwise else Site
+            server = kind(self._env, station, known=known.get(place), neighbours=neighbours)
+            self._servers.append(server)
+            for model in station.models:
+                self._by_model.setdefault(model, []).append(server)
+        self._dispatchers: dict[str, Dispatcher] = {
+            model: DISPATCHERS[dispatchers[model]](
+                np.random.default_rng([seed, crc32(model.encode())])
+            )
+            for model in self._by_model
         }
 
     def replay(self, requests: Sequence[Request]) -> None:
@@ -67,27 +88,39 @@ class Stage:
         for user in users:
             self._env.process(self._conversation(user, until_s, ids))
 
-    def play(self) -> list[Served]:
-        """Run until nothing happens any more; return what each replica did."""
+    def play(self) -> list[list[Served]]:
+        """Run until nothing happens any more; return what each station did, model by model."""
         self._env.run()
-        return [server.served() for servers in self._servers.values() for server in servers]
+        return [server.served() for server in self._servers]
 
     def _send(self, request: Request) -> simpy.Event:
-        servers = self._servers[request.model]
+        servers = self._by_model[request.model]
         loads = [server.load for server in servers]
         return servers[self._dispatchers[request.model].choose(request, loads)].receive(request)
+
+    def _through_gateway(self, request: Request) -> Waiting:
+        sent = self._gateway.sent(request) if self._gateway else request
+        yield self._env.timeout(sent.delay_s)
+        yield self._send(sent)
+
+    def _asked(self, request: Request) -> simpy.Event:
+        if self._gateway:
+            return self._env.process(self._through_gateway(request))
+        return self._send(request)
 
     def _replayed(self, requests: Sequence[Request]) -> Waiting:
         for request in requests:
             yield self._env.timeout(max(0.0, request.arrival_s - self._env.now))
-            self._send(request)
+            self._asked(request)
 
     def _conversation(self, user: User, until_s: float, ids: "count[int]") -> Waiting:
         while True:
-            yield self._env.timeout(user.think_time_s())
+            think_s = user.think_time_s()
+            if think_s:  # who does not think asks in time for the very next iteration
+                yield self._env.timeout(think_s)
             asked_s = self._env.now
             if asked_s >= until_s:
                 return
-            yield self._send(user.request(next(ids), asked_s))
+            yield self._asked(user.request(next(ids), asked_s))
             if self._env.now == asked_s:
                 yield self._env.timeout(AFTER_REFUSAL_S)

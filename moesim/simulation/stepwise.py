@@ -1,20 +1,25 @@
-"""Stepping: a replica as a simpy process that wakes for every iteration.
+"""Stepping: a station as a simpy process that wakes for every iteration.
 
 The plainest reading of the rules, and the measure of the faster ways: jumping must give the same
 records. The engine's own loop does the same with tensors in place of durations.
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from heapq import merge
 
 import pandas as pd
 import simpy
 
+from moesim.cost.iteration import Cost
 from moesim.requests import Request, requests_from
 from moesim.serving.records import Ledger, Record
-from moesim.serving.sequences import Sequence
+from moesim.serving.sequences import Sequence as Running
+from moesim.serving.turns import Moment, Standing, next_turn
 from moesim.simulation.course import Copy
+from moesim.simulation.neighbours import Neighbours
 from moesim.simulation.replica import Replica, Served, Usage
+from moesim.simulation.station import Station
 
 Waiting = Generator[simpy.Event, None, None]
 
@@ -22,34 +27,37 @@ Waiting = Generator[simpy.Event, None, None]
 class Stepper:
     """Serves requests in order of arrival, one iteration at a time.
 
-    Those of `requests` arrive by themselves, others are handed in with `receive`.
+    Those of `known` arrive by themselves, others are handed in with `receive`.
     """
 
     def __init__(
-        self, env: simpy.Environment, replica: Replica, requests: list[Request] | None = None
+        self,
+        env: simpy.Environment,
+        station: Station,
+        *,
+        known: Sequence[pd.DataFrame] | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
-        self.ledger = Ledger()
-        cache = replica.cache
-        self.usage = Usage(
-            replica.name,
-            kv_blocks=cache.num_blocks,
-            kv_tokens=cache.num_blocks * cache.block_size,
-        )
         self._env = env
-        self._replica = replica
-        self._scheduler = replica.scheduler()
-        self._arriving = deque(requests or [])
-        self._inbox: list[Sequence] = []
-        self._copies: list[Copy] = []
+        self._station = station
+        self._neighbours = neighbours
+        self._counters = [_Counter(replica) for replica in station.replicas]
+        self._places = {model: place for place, model in enumerate(station.models)}
+        self._arriving = deque(
+            merge(*map(requests_from, known or []), key=lambda request: request.reaches_s)
+        )
+        self._inbox: list[tuple[_Counter, Running]] = []
         self._done: dict[int, simpy.Event] = {}
+        self._loaded, self._since_s, self._finished = 0, 0.0, False
         self._woken = env.event()
+        if neighbours:
+            neighbours.join(station.member, _ignore)
         env.process(self._serve())
 
     @property
     def load(self) -> int:
-        """Requests in care, running or waiting."""
-        scheduler = self._scheduler
-        return len(scheduler.running) + len(scheduler.waiting) + len(self._inbox)
+        """Requests handed in and not done."""
+        return len(self._done)
 
     def receive(self, request: Request) -> simpy.Event:
         """Take in a request that arrives now; the event happens when it is done."""
@@ -59,76 +67,175 @@ class Stepper:
             self._woken.succeed()
         return done
 
-    def served(self) -> Served:
-        """Return what became of the requests."""
-        return Served(
-            records=self.ledger.frame(),
-            log=self.ledger.log(),
-            usage=self.usage,
-            basis=self._replica.cost.basis(),
-            copies=tuple(self._copies),
-        )
+    def served(self) -> list[Served]:
+        """Return what became of the requests, model by model."""
+        return [counter.served() for counter in self._counters]
 
     def _serve(self) -> Waiting:
         while True:
             self._take_in()
-            if not self._scheduler.idle:
-                yield from self._iterate()
-            elif self._arriving:
-                yield self._env.timeout(max(0.0, self._arriving[0].arrival_s - self._env.now))
-            else:
-                self._woken = self._env.event()
-                yield self._woken
+            chosen = self._turn()
+            if chosen is None:
+                self._note(busy=False)
+                if self._arriving:
+                    reaches_s = self._arriving[0].reaches_s
+                    yield self._env.timeout(max(0.0, reaches_s - self._env.now))
+                else:
+                    self._woken = self._env.event()
+                    yield self._woken
+                continue
+            self._note(busy=True)
+            if chosen != self._loaded:
+                yield from self._load(chosen)
+            elif self._neighbours:
+                yield self._env.timeout(0)  # a neighbour who moves at this very moment counts
+                self._take_in()
+            yield from self._iterate(self._counters[chosen])
+
+    def _turn(self) -> int | None:
+        """Return whose iteration is next."""
+        rules = self._station.rules
+        if rules is None:
+            return None if self._counters[0].scheduler.idle else 0
+        moment = Moment(
+            now_s=self._env.now,
+            loaded=self._loaded,
+            since_s=self._since_s,
+            finished=self._finished,
+        )
+        standings = [counter.standing(urgent=rules.urgent) for counter in self._counters]
+        return next_turn(rules.policy, standings, moment, rules.quantum_s)
+
+    def _load(self, chosen: int) -> Waiting:
+        """Reconfigure the slice for another model."""
+        rules, start_s = self._station.rules, self._env.now
+        duration_s = rules.reconfigure_s[chosen] if rules else 0.0
+        yield self._env.timeout(duration_s)
+        self._counters[chosen].loads.append((start_s, duration_s))
+        self._loaded, self._since_s = chosen, self._env.now
+        yield self._env.timeout(0)  # who arrives at this very moment is in time
+        self._take_in()
 
     def _take_in(self) -> None:
-        while self._arriving and self._arriving[0].arrival_s <= self._env.now:
+        while self._arriving and self._arriving[0].reaches_s <= self._env.now:
             self._open(self._arriving.popleft())
-        for sequence in self._inbox:
-            self._scheduler.submit(sequence)
+        for counter, sequence in self._inbox:
+            counter.scheduler.submit(sequence)
         self._inbox.clear()
 
     def _open(self, request: Request) -> None:
-        self.ledger.open(record_of(request, self.usage.replica))
-        reason = self._replica.refusal(request.prompt_tokens, request.output_tokens)
-        if reason:
-            self.ledger.refuse(request.request_id, reason)
+        counter = self._counters[self._places[request.model]]
+        sequence = counter.open(request)
+        if sequence is None:
             self._tell(request.request_id)
         else:
-            self._inbox.append(self._replica.sequence_of(request))
+            self._inbox.append((counter, sequence))
 
-    def _iterate(self) -> Waiting:
-        batch = self._scheduler.schedule()
-        self.ledger.scheduled(batch, self._env.now)
-        duration_s = self._replica.iteration_s(batch)
-        if batch.swapped_blocks:
-            copied_s = batch.swapped_blocks * self._replica.swap_block_s
-            self._copies.append((self._env.now, copied_s, batch.swapped_blocks))
-        self._account(batch.tokens, duration_s)
-        yield self._env.timeout(duration_s)
-        emitted, finished = self._scheduler.advance(batch)
-        self.ledger.advanced(batch, emitted, finished, self._env.now)
-        for sequence in finished:
-            self._tell(sequence.request_id)
+    def _iterate(self, counter: "_Counter") -> Waiting:
+        cost = None
+        if self._neighbours:
+            place = self._counters.index(counter)
+            cost = self._neighbours.costs(self._station.member)[place]
+        done = yield from counter.iterate(self._env, cost)
+        self._finished = bool(done)
+        for request_id in done:
+            self._tell(request_id)
         if self._done:
             yield self._env.timeout(0)  # who arrives at this very moment is in time
+
+    def _note(self, *, busy: bool) -> None:
+        if self._neighbours:
+            self._neighbours.note(self._station.member, busy=busy)
 
     def _tell(self, request_id: int) -> None:
         done = self._done.pop(request_id, None)
         if done:
             done.succeed()
 
+
+class _Counter:
+    """One model's scheduler on a station, and the account of what it did."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.scheduler = replica.scheduler()
+        self.loads: list[tuple[float, float]] = []
+        self._replica = replica
+        self._ledger = Ledger()
+        self._copies: list[Copy] = []
+        self._open: dict[int, tuple[float, int]] = {}
+        cache = replica.cache
+        self._usage = Usage(
+            replica.name,
+            kv_blocks=cache.num_blocks,
+            kv_tokens=cache.num_blocks * cache.block_size,
+        )
+
+    def open(self, request: Request) -> Running | None:
+        """Open a request's record; return its sequence, None if it is refused."""
+        self._ledger.open(record_of(request, self._usage.replica))
+        reason = self._replica.refusal(request.prompt_tokens, request.output_tokens)
+        if reason:
+            self._ledger.refuse(request.request_id, reason)
+            return None
+        sequence = self._replica.sequence_of(request)
+        self._open[request.request_id] = (request.reaches_s, sequence.priority)
+        return sequence
+
+    def standing(self, *, urgent: bool) -> Standing:
+        """Return how the model stands."""
+        if not self._open:
+            return Standing()
+        oldest_s = min(reached_s for reached_s, _ in self._open.values())
+        urgency = min(priority for _, priority in self._open.values()) if urgent else 0
+        return Standing(len(self._open), oldest_s, urgency)
+
+    def iterate(
+        self, env: simpy.Environment, cost: Cost | None
+    ) -> Generator[simpy.Event, None, list[int]]:
+        """Run one iteration; return who finished."""
+        batch = self.scheduler.schedule()
+        self._ledger.scheduled(batch, env.now)
+        duration_s = self._replica.iteration_s(batch, cost)
+        if batch.swapped_blocks:
+            copied_s = batch.swapped_blocks * self._replica.swap_block_s
+            self._copies.append((env.now, copied_s, batch.swapped_blocks))
+        self._account(batch.tokens, duration_s)
+        yield env.timeout(duration_s)
+        emitted, finished = self.scheduler.advance(batch)
+        self._ledger.advanced(batch, emitted, finished, env.now)
+        for sequence in finished:
+            del self._open[sequence.request_id]
+        return [sequence.request_id for sequence in finished]
+
+    def served(self) -> Served:
+        """Return what became of the requests."""
+        self._usage.reconfigurations = len(self.loads)
+        self._usage.reconfiguring_s = sum(duration_s for _, duration_s in self.loads)
+        return Served(
+            records=self._ledger.frame(),
+            log=self._ledger.log(),
+            usage=self._usage,
+            basis=self._replica.cost.basis(),
+            copies=tuple(self._copies),
+            loads=tuple(self.loads),
+        )
+
     def _account(self, tokens: int, duration_s: float) -> None:
-        usage = self.usage
+        usage = self._usage
         usage.iterations += 1
         usage.busy_s += duration_s
         usage.batched_tokens += tokens
-        usage.peak_running = max(usage.peak_running, len(self._scheduler.running))
+        usage.peak_running = max(usage.peak_running, len(self.scheduler.running))
 
 
-def step_through(replica: Replica, requests: pd.DataFrame) -> Served:
-    """Serve an open-loop stream iteration by iteration."""
+def _ignore() -> None:
+    """Do nothing: who wakes for every iteration sees for himself what it costs."""
+
+
+def step_through(station: Station, requests: Sequence[pd.DataFrame]) -> list[Served]:
+    """Serve open-loop streams, one a model, iteration by iteration."""
     env = simpy.Environment(initial_time=0.0)
-    stepper = Stepper(env, replica, requests_from(requests))
+    stepper = Stepper(env, station, known=requests)
     env.run()
     return stepper.served()
 

@@ -56,15 +56,14 @@ class User:
         )
 
 
-def users_of(scenario: Scenario, model: str, block_size: int, seed: int) -> list[User]:
-    """Return the users of a model, tenant by tenant.
+def users_of(scenario: Scenario, block_size: int, seed: int) -> list[User]:
+    """Return all users, tenant by tenant.
 
     Raises ScenarioError where their lengths cannot be drawn one at a time.
     """
     return [
         user
         for name, tenant in scenario.tenants.items()
-        if tenant.model == model
         for user in _users(name, tenant, block_size, seed)
     ]
 

@@ -9,7 +9,8 @@ from moesim.dashboard.settings import (
     with_enough_devices,
     with_value,
 )
-from moesim.scenario import Scheduler, Slo
+from moesim.deployment import Scheduler
+from moesim.scenario import Slo
 from moesim.traffic.arrivals import Gamma
 from moesim.traffic.lengths import Quantiles
 

@@ -11,7 +11,7 @@ from moesim.cost.profile import Profile
 from moesim.errors import CapacityError, ScenarioError
 from moesim.facts.catalog import load_device, load_model
 from moesim.facts.configs import ARCHITECTURES
-from moesim.facts.memory import MemoryDemand, activation_bytes, place_replica, plan_memory
+from moesim.facts.memory import MemoryDemand, activation_bytes, place, plan_memory
 from moesim.facts.mig import find_profile
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
@@ -74,29 +74,45 @@ def demands(draw: st.DrawFn) -> MemoryDemand:
     )
 
 
+def _place(spec: ModelSpec, *, kv_blocks: int, block_size: int, device_bytes: int) -> int:
+    return place(
+        "m",
+        weight_bytes=spec.weight_bytes,
+        kv_blocks=[kv_blocks],
+        block_bytes=[block_size * spec.kv_bytes_per_token],
+        block_size=block_size,
+        device="a100-sxm-80gb",
+        device_bytes=device_bytes,
+    )
+
+
 def test_what_is_left_is_the_difference(tiny_profile: Profile) -> None:
     """4072 float32 weights are 16,288 B; 3 blocks of 4 tokens of 64 B are 768 B; 20,000 B there."""
-    placed = place_replica(
-        "m", tiny_profile.spec, kv_blocks=3, block_size=4, device="d", device_bytes=20_000
-    )
-    assert (placed.weight_bytes, placed.kv_bytes) == (16_288, 768)
-    assert placed.free_bytes == 20_000 - 16_288 - 768
+    left = _place(tiny_profile.spec, kv_blocks=3, block_size=4, device_bytes=20_000)
+    assert left == 20_000 - 16_288 - 768
 
 
 def test_a_refusal_shows_needs_has_and_remedy() -> None:
     """Mixtral's 87 GiB and 4096 blocks of 16 tokens (8 GiB) are too much for 80 GiB."""
     with pytest.raises(CapacityError) as caught:
-        place_replica(
-            "mixtral",
-            load_model("mixtral-8x7b"),
-            kv_blocks=4096,
-            block_size=16,
-            device="a100-sxm-80gb",
-            device_bytes=80 * GIB,
-        )
-    for word in ["mixtral", "a100-sxm-80gb", "87 GiB", "8 GiB", "4096 blocks", "> 80 GiB"]:
+        _place(load_model("mixtral-8x7b"), kv_blocks=4096, block_size=16, device_bytes=80 * GIB)
+    for word in ["model m", "a100-sxm-80gb", "87 GiB", "8 GiB", "4096 blocks", "> 80 GiB"]:
         assert word in str(caught.value)
     assert "larger device" in str(caught.value)
+
+
+def test_models_side_by_side_lower_their_blocks_together() -> None:
+    """Blocks of 10 and 30 B, 5 of each: 200 B beside 100 B of weights are 60 too many for 240 B."""
+    with pytest.raises(CapacityError, match=r"a and b .*\(10 blocks .* kv_blocks by 2 or"):
+        place(
+            "a and b",
+            weight_bytes=100,
+            kv_blocks=[5, 5],
+            block_bytes=[10, 30],
+            block_size=4,
+            device="d",
+            device_bytes=240,
+        )
 
 
 @given(kv_blocks=st.integers(1, 1000), short=st.integers(1, 100_000))
@@ -106,9 +122,7 @@ def test_the_remedy_is_enough_and_no_more(
     """Lowering kv_blocks by the number in the message fits and by one less does not."""
 
     def place(blocks: int) -> None:
-        place_replica(
-            "m", tiny_profile.spec, kv_blocks=blocks, block_size=4, device="d", device_bytes=has
-        )
+        _place(tiny_profile.spec, kv_blocks=blocks, block_size=4, device_bytes=has)
 
     has = tiny_profile.spec.weight_bytes + kv_blocks * 256 - short
     with pytest.raises(CapacityError) as caught:

@@ -125,8 +125,8 @@ def test_more_of_a_device_is_never_slower(
         ({"layout": ["3g.71gb", "9g.9gb"]}, r"no MIG profile '9g.9gb'; it has"),
         ({"layout": ["3g.71gb"]}, r"model b has no instance of the layout"),
         (
-            {"layout": ["3g.71gb", "3g.71gb"], "instances": {"a": [0], "b": [0]}},
-            r"0 must be one of 0 to 1, and given to one model",
+            {"layout": ["3g.71gb", "3g.71gb"], "instances": {"a": [0], "b": [2]}},
+            r"instances.b: 2 must be one of 0 to 1, and given once",
         ),
         (
             {"layout": ["3g.71gb", "3g.71gb"], "instances": {"a": [0], "b": [1], "c": [1]}},

@@ -9,6 +9,7 @@ import pytest
 
 import moesim.requests
 from moesim.cost.profile import Profile
+from moesim.cost.residuals import resampled
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario, scenario_from
 from moesim.simulation.replications import (
@@ -169,6 +170,59 @@ def test_a_replayed_trace_varies_only_with_the_profile(
 
 
 @pytest.mark.parametrize(
+    "arrivals",
+    [{"kind": "poisson", "rate_per_s": 3.0}, {"kind": "users", "count": 4, "think_s": 0.5}],
+)
+def test_the_same_requests_in_every_run(
+    tiny_scenario: Content,
+    exact: dict[str, Profile],
+    noisy: dict[str, Profile],
+    arrivals: dict[str, Any],
+) -> None:
+    """Streams and users are the first run's: with an exact profile every run is that run."""
+    content = tiny_scenario()
+    content["tenants"]["chat"]["arrivals"] = arrivals
+    scenario = scenario_from(content)
+    sure = replicate(scenario, exact, 3, replications=5, same_requests=True)
+    assert [run["overall"] for run in sure.runs] == [sure.first.metrics()["overall"]] * 4
+    unsure = replicate(scenario, noisy, 3, replications=5, same_requests=True)
+    assert len({run["overall"]["ttft_s"]["mean"] for run in unsure.runs}) == 4
+    assert sure.varied == unsure.varied == "profile"
+    redrawn = replicate(scenario, exact, 3, replications=5)
+    assert len({run["overall"]["ttft_s"]["mean"] for run in redrawn.runs}) == 4
+
+
+def test_profiles_are_redrawn_alike_whatever_else_is(
+    replay: Replay, noisy: dict[str, Profile]
+) -> None:
+    """Of a replayed trace the requests are the same anyway."""
+    scenario = replay([(0.1 * n, 4, 3) for n in range(8)])
+    same, other = (
+        replicate(scenario, noisy, replications=5, same_requests=same) for same in (True, False)
+    )
+    assert [run["overall"] for run in same.runs] == [run["overall"] for run in other.runs]
+
+
+def test_reality_falls_inside_as_often_as_said(
+    tiny_scenario: Content, noisy: dict[str, Profile]
+) -> None:
+    """Where reality is off by the profile's own errors: 200 of them, 10 intervals."""
+    scenario = scenario_from(tiny_scenario())
+    hits = []
+    for seed in range(10):
+        found = replicate(scenario, noisy, seed, replications=20, same_requests=True)
+        low, high = found.metrics()["intervals"]["overall"]["turnaround_s"]["mean"]
+        for other in range(20):
+            rng = np.random.default_rng([seed, other])
+            real = {"m": resampled(noisy["m"], rng)}
+            mean_s = simulate(scenario, real, seed).metrics()["overall"]["turnaround_s"]["mean"]
+            hits.append(low <= mean_s <= high)
+    # The standard deviation of the share is about 0.03: of an interval's own coverage, 0.065, over
+    # the root of 10, and of the 200 trials.
+    assert 0.81 < np.mean(hits) < 0.99
+
+
+@pytest.mark.parametrize(
     ("changes", "varied"),
     [
         ({}, "arrivals, lengths, profile"),
@@ -252,6 +306,16 @@ def _has_requests(scenario: Scenario, profiles: dict[str, Profile], seed: int) -
 def test_large_scenarios_run_less_often() -> None:
     """Twenty times up to 25 thousand requests, never fewer than six."""
     assert [default_replications(n) for n in (0, 25_000, 50_000, 10**7)] == [20, 20, 10, 6]
+
+
+def test_why_requests_are_refused_most_often(replay: Replay) -> None:
+    """Reasons are alike that differ in their numbers; the first of them is told."""
+    rows = [(0, 4, 2), (1, 0, 2), (2, 70, 2), (3, 80, 2)]
+    assert replicate(replay(rows), replications=1).metrics()["refusal"] == (
+        "prompt 70 + output 2 tokens exceed the model's maximum of 64"
+    )
+    assert replicate(replay(rows[:2]), replications=1).metrics()["refusal"] == "empty prompt"
+    assert replicate(replay(rows[:1]), replications=1).metrics()["refusal"] is None
 
 
 @pytest.mark.parametrize("count", [0, -1, 2])

@@ -24,7 +24,7 @@ from moesim.errors import CalibrationError
 from moesim.evidence.server_log.reading import BLOCK_SIZE, ServerLog
 from moesim.serving.kv_cache import KvCache
 from moesim.simulation.replica import Replica, Served
-from moesim.simulation.serve import serve
+from moesim.simulation.station import serve
 
 Floats = NDArray[np.float64]
 

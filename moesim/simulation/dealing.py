@@ -1,0 +1,50 @@
+"""Dealing: which requests each station gets, where that depends on nobody."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from moesim.scenario import Scenario
+from moesim.simulation.prefixes import with_block_names
+from moesim.simulation.station import Station
+
+
+class Dealing:
+    """A scenario's known requests, each model's dealt in turn to the stations that have it."""
+
+    def __init__(
+        self, scenario: Scenario, stations: Sequence[Station], requests: pd.DataFrame
+    ) -> None:
+        self._scenario = scenario
+        self._stations = stations
+        self._requests = requests
+        self._lone = len({model for station in stations for model in station.models}) == 1
+        self._homes: dict[str, list[int]] = {}
+        for place, station in enumerate(stations):
+            for model in station.models:
+                self._homes.setdefault(model, []).append(place)
+
+    def share(self, place: int) -> list[pd.DataFrame]:
+        """Return a station's requests, model by model."""
+        parts = []
+        for model in self._stations[place].models:
+            homes, mine = self._homes[model], self._of_model(model)
+            dealt = mine.iloc[homes.index(place) :: len(homes)] if len(homes) > 1 else mine
+            parts.append(dealt)
+        return parts
+
+    def of(self, models: Iterable[str]) -> pd.DataFrame:
+        """Return all requests of some models, in order of arrival."""
+        parts = [self._of_model(model) for model in sorted(models)]
+        merged = parts[0] if len(parts) == 1 else pd.concat(parts)
+        return merged.sort_values(["arrival_s", "request_id"], ignore_index=True)
+
+    def _of_model(self, model: str) -> pd.DataFrame:
+        """Return a model's requests, their prompts' blocks named if its replicas keep prefixes."""
+        requests = self._requests
+        mine = requests if self._lone else requests[requests["model"] == model]
+        station = self._stations[self._homes[model][0]]
+        replica = station.replicas[station.models.index(model)]
+        if replica.keeps_prefixes:
+            return with_block_names(mine, self._scenario, replica.cache.block_size)
+        return mine.drop(columns="prefix") if "prefix" in mine else mine

@@ -1,0 +1,170 @@
+"""What stays on a slice: KV blocks, expert copies, and what an absent expert costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.cost.offload import (
+    POLICIES,
+    Loading,
+    Misses,
+    Pinned,
+    Resident,
+    expected_misses,
+)
+from moesim.cost.profile import Profile
+from moesim.deployment import Offloading
+from moesim.errors import CapacityError, ScenarioError
+from moesim.facts.hardware import Device
+from moesim.facts.memory import RESERVED_SHARE, MemoryDemand, MemoryPlan, plan_memory
+from moesim.facts.models import ModelSpec
+from moesim.facts.precision import Precision
+from moesim.facts.remedies import fill_with_experts, shortfall
+from moesim.facts.slices import Slice
+
+Mask = NDArray[np.bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """What one slice holds of its models; `seen` are the copies that each can use, (L, E)."""
+
+    demand: MemoryDemand
+    plan: MemoryPlan
+    seen: tuple[Mask, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every expert is on the slice."""
+        return self.demand.resident_copies == self.demand.expert_copies
+
+
+def reside(
+    profiles: Sequence[Profile],
+    part: Slice,
+    device: Device,
+    *,
+    precision: Precision,
+    offloading: Offloading,
+    kv_blocks: int | None,
+    max_batched_tokens: int,
+    max_num_seqs: int,
+    ratio: float = 0.0,
+    non_expert_sets: int | None = None,
+) -> Residency:
+    """Lay out variants of one shape on a slice.
+
+    Unless told, the KV cache of each holds one longest sequence, as `moesim memory` takes it.
+    Raises ScenarioError where the shapes differ, CapacityError where not even that fits.
+    """
+    spec, count = profiles[0].spec, len(profiles)
+    block_size = profiles[0].kv.block_size
+    _same_shape([profile.spec for profile in profiles])
+    blocks = kv_blocks or -(-spec.max_position_embeddings // block_size)
+    fit = offloading.resident == "fit"
+    demand = MemoryDemand(
+        spec=spec,
+        slice_bytes=part.memory_bytes,
+        precision=precision,
+        kv_blocks=count * blocks,
+        block_size=block_size,
+        variants=count,
+        ratio=ratio,
+        resident=1.0 if offloading.resident == "fit" else offloading.resident,
+        non_expert_sets=non_expert_sets,
+        max_batched_tokens=max_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        reserved_share=RESERVED_SHARE if device.kind == "cuda" else 0.0,
+    )
+    if fit:
+        demand = fill_with_experts(demand)
+    plan = plan_memory(demand)
+    if not plan.fits:
+        raise CapacityError(f"{part.name}: {shortfall(demand, {})}")
+    return Residency(demand=demand, plan=plan, seen=_seen(demand, profiles))
+
+
+def misses_of(
+    model: Profile, seen: Mask, offloading: Offloading, loading: Loading, most_tokens: int
+) -> Misses:
+    """Return what iterations of a model miss, that can use the copies `seen` (L, E).
+
+    A cache of what was used last has as many copies as the model can use; which, is its own doing.
+    """
+    popularity = model.router.popularity
+    resident: Resident = Pinned(popularity, seen)
+    if offloading.cache.startswith("lru"):
+        resident = POLICIES[offloading.cache](popularity, int(seen.sum()))
+    return expected_misses(resident, loading, max_batched_tokens=most_tokens)
+
+
+def loading_of(
+    offloading: Offloading, spec: ModelSpec, precision: Precision, device: Device
+) -> Loading:
+    """Return how absent experts are got at; ScenarioError where no bandwidth is known."""
+    return Loading(
+        expert_bytes=spec.expert_bytes(precision),
+        bytes_per_s=bandwidth_of(offloading.load_gb_per_s, device, "experts.load_gb_per_s"),
+        latency_s=offloading.load_latency_s,
+        overlap=offloading.overlap,
+        prefetch_accuracy=offloading.prefetch_accuracy,
+        prefetch_waste=offloading.prefetch_waste,
+        cpu_s_per_token_expert=offloading.cpu_s_per_token_expert,
+    )
+
+
+def bandwidth_of(gb_per_s: float | None, device: Device, field: str) -> float:
+    """Return a bandwidth to the device [B/s], its pinned copies' if none is given."""
+    if gb_per_s is not None:
+        return gb_per_s * 1e9
+    if device.pcie_pinned_bytes_per_s is None:
+        raise ScenarioError(
+            f"deployment.{field}: not given, and hardware.device {device.name} has no "
+            "pcie_pinned_bytes_per_s; measure it and give one of them"
+        )
+    return device.pcie_pinned_bytes_per_s
+
+
+def _same_shape(specs: Sequence[ModelSpec]) -> None:
+    for spec in specs[1:]:
+        if replace(spec, max_position_embeddings=specs[0].max_position_embeddings) != specs[0]:
+            raise ScenarioError(
+                "deployment: models that share a slice so must be variants of one shape; "
+                "use time_shared, mig or mps for different ones"
+            )
+
+
+def _seen(demand: MemoryDemand, profiles: Sequence[Profile]) -> tuple[Mask, ...]:
+    """Return the resident copies that each variant can use, (L, E) each.
+
+    Shared copies are resident first, then private ones, dealt to the variants in turn; of either
+    kind the most popular first. Which positions are similar is not known here: the shared ones are
+    taken to lie evenly over the model.
+    """
+    popularity = [np.asarray(profile.router.popularity) for profile in profiles]
+    shape, positions = popularity[0].shape, popularity[0].size
+    shared = np.zeros(positions, dtype=bool)
+    count = demand.shared_positions
+    shared[np.floor(np.arange(count) * positions / max(1, count)).astype(int)] = True
+    left = demand.resident_copies
+    common = _most_popular(np.sum(popularity, axis=0).ravel(), shared, min(left, count))
+    left -= int(common.sum())
+    seen = []
+    for place, shares in enumerate(popularity):
+        own = left // len(profiles) + (place < left % len(profiles))
+        private = _most_popular(shares.ravel(), ~shared, own)
+        seen.append((common | private).reshape(shape))
+    return tuple(seen)
+
+
+def _most_popular(shares: NDArray[np.float64], among: Mask, count: int) -> Mask:
+    """Return the `count` most popular of some positions; of equal ones, spread over the model."""
+    candidates = np.flatnonzero(among)
+    # Ties are broken by a stride that visits layers evenly (the golden ratio's).
+    spread = (np.arange(len(candidates)) * 0.6180339887498949) % 1.0
+    order = np.lexsort((spread, -np.round(shares[candidates], 12)))
+    kept = np.zeros(len(shares), dtype=bool)
+    kept[candidates[order[:count]]] = True
+    return kept

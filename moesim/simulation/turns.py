@@ -1,0 +1,204 @@
+"""Several models on one slice, one at a time: whose step is next, and what a change costs.
+
+Looks from outside like one worker (`moesim.simulation.worker`): it says when its next step ends, a
+step of the model whose turn it is, or the reconfiguration that a change of model needs. Who is next
+is `moesim.serving.turns`'; it is asked at the end of every step, and a run of equal iterations is
+cut where the answer could change.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from moesim.cost.iteration import Cost
+from moesim.serving.turns import Moment, Standing, next_turn, stays_until_s
+from moesim.simulation.course import Stream
+from moesim.simulation.worker import Worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How models share a slice: `policy` and quantum, and what loading each model takes [s]."""
+
+    policy: str
+    quantum_s: float
+    reconfigure_s: tuple[float, ...]
+    urgent: bool = False
+    """Whether requests have priorities that go before turns."""
+
+
+@dataclass(slots=True)
+class Account:
+    """How a model stands while the clock moves on: who has come, and who of them is unfinished."""
+
+    stream: Stream
+    urgent: bool
+    arrived: int = 0
+    finished: int = 0
+    _oldest: int = 0
+    _levels: dict[int, int] = field(default_factory=dict)
+
+    def arrive(self, now_s: float) -> None:
+        """Count who has arrived by now."""
+        arrival_s = self.stream.arrival_s
+        while arrival_s[self.arrived] <= now_s:
+            if self.urgent:
+                level = self._level(self.arrived)
+                self._levels[level] = self._levels.get(level, 0) + 1
+            self.arrived += 1
+
+    def finish(self, done: Sequence[tuple[int, int]]) -> None:
+        """Count who has finished; a request is its model and its index."""
+        self.finished += len(done)
+        if self.urgent:
+            for _, request in done:
+                self._levels[self._level(request)] -= 1
+
+    def standing(self) -> Standing:
+        """Return how the model stands."""
+        unfinished = self.arrived - self.finished
+        if not unfinished:
+            return Standing()
+        finish_s = self.stream.finish_s
+        while finish_s[self._oldest]:
+            self._oldest += 1
+        urgency = min((n for n, count in self._levels.items() if count), default=0)
+        return Standing(unfinished, self.stream.arrival_s[self._oldest], urgency)
+
+    @property
+    def next_s(self) -> float:
+        """When the next request arrives, as far as is known [s]."""
+        return self.stream.arrival_s[self.arrived]
+
+    def _level(self, request: int) -> int:
+        return self.stream.priorities.get(self.stream.tenant[request], 0)
+
+
+class Turns:
+    """Workers that have a slice in turns; `end_s` is when the next step ends."""
+
+    def __init__(self, workers: Sequence[Worker], rules: Rules) -> None:
+        self.workers = tuple(workers)
+        self.end_s = inf
+        self.now_s = 0.0
+        self._rules = rules
+        self._accounts = [Account(worker.stream, rules.urgent) for worker in workers]
+        self._loaded, self._since_s = 0, 0.0
+        self._loading: int | None = None
+        self._working = False
+        for worker in workers:
+            worker.course.stops = True
+        self._decide(finished=False)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self._working and self._loading is None
+
+    @property
+    def planned(self) -> bool:
+        """Whether the next step is known."""
+        return True
+
+    def plan(self) -> None:
+        """Look again at what the next step is: somebody has arrived."""
+        if self._loading is not None:
+            return
+        if not self._working:
+            self._decide(finished=False)
+            return
+        self._keep_on()
+
+    def step(self) -> list[tuple[int, int]]:
+        """Take the next step; return model and index of each request that it finished."""
+        if self._loading is not None:
+            self._load()
+            return []
+        if not self._working:
+            self.now_s = self.end_s
+            self._decide(finished=False)
+            return []
+        worker = self.workers[self._loaded]
+        self.now_s = self.end_s
+        done = [(self._loaded, request) for _, request in worker.step()]
+        self._accounts[self._loaded].finish(done)
+        self._decide(finished=bool(done))
+        return done
+
+    def stop_by(self, at_s: float) -> None:
+        """Have the next step end with the iteration that is under way at a time."""
+        if self._working:
+            self._keep_on(at_s)
+
+    def reprice(self, costs: Sequence[Cost]) -> None:
+        """Have iterations that have not begun cost something else, model by model."""
+        for worker, cost in zip(self.workers, costs, strict=True):
+            worker.course.cost = cost
+        if self._working:
+            self._keep_on()
+
+    def close(self) -> None:
+        """Sum up; nothing more arrives."""
+        for worker in self.workers:
+            worker.close()
+
+    def _decide(self, *, finished: bool) -> None:
+        standings = []
+        for account in self._accounts:
+            account.arrive(self.now_s)
+            standings.append(account.standing())
+        moment = self._moment(finished=finished)
+        chosen = next_turn(self._rules.policy, standings, moment, self._rules.quantum_s)
+        self._working = False
+        if chosen is None:
+            self.end_s = min(account.next_s for account in self._accounts)
+        elif chosen == self._loaded:
+            self._work()
+        else:
+            self._loading = chosen
+            self.end_s = self.now_s + self._rules.reconfigure_s[chosen]
+
+    def _moment(self, *, finished: bool) -> Moment:
+        return Moment(
+            now_s=self.now_s, loaded=self._loaded, since_s=self._since_s, finished=finished
+        )
+
+    def _load(self) -> None:
+        """Finish a reconfiguration; whoever it was for has at least one step."""
+        assert self._loading is not None  # noqa: S101 what `step` asked
+        loaded = self.workers[self._loading].course
+        loaded.loads.append((self.now_s, self.end_s - self.now_s))
+        self._loaded, self._loading = self._loading, None
+        self.now_s = self._since_s = self.end_s
+        for account in self._accounts:
+            account.arrive(self.now_s)
+        self._work()
+
+    def _work(self) -> None:
+        self._working = True
+        worker = self.workers[self._loaded]
+        worker.course.now_s = max(worker.course.now_s, self.now_s)
+        self._keep_on()
+
+    def _keep_on(self, at_s: float = inf) -> None:
+        """Plan the step of the model whose turn it is, to where the turn may end."""
+        worker = self.workers[self._loaded]
+        worker.course.limit_s = min(at_s, self._stays_until_s())
+        worker.plan()
+        self.end_s = worker.end_s
+
+    def _stays_until_s(self) -> float:
+        """Return until when no step may go on past the end of an iteration."""
+        rules = self._rules
+        if rules.policy != "quantum" and not rules.urgent:
+            return inf
+        others = [a for place, a in enumerate(self._accounts) if place != self._loaded]
+        arrival_s = min((account.next_s for account in others), default=inf)
+        stays_s = stays_until_s(
+            rules.policy,
+            self._moment(finished=False),
+            others_wait=any(account.arrived > account.finished for account in others),
+            arrival_s=arrival_s,
+            quantum_s=rules.quantum_s,
+        )
+        return min(stays_s, arrival_s) if rules.urgent else stays_s
