@@ -3,6 +3,11 @@
 Requests arrive at their own times on the wall clock, users ask when they have read and thought, and
 the engine schedules them as the scenario says. Nothing here tunes the profile, and the
 profile never saw a serving run.
+
+What is uncertain about a prediction, given the requests, is the profile. So the very requests that
+are served are simulated many times, the profile redrawn within its errors, and a prediction is the
+median of these runs with its 90 % interval, as `moesim simulate` shows it. The table of predicted
+records is of the profile as measured.
 """
 
 import hashlib
@@ -12,16 +17,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from calibration.host import Host
 from calibration.models import model_digest, open_model
 from calibration.serving import drawn_requests, engine_config, serve_for_real
 from moesim.commands import Reporter
-from moesim.cost.profile import Profile
+from moesim.cost.profile import Profile, Verdict
+from moesim.deployment import Dedicated, Scheduler
 from moesim.errors import CalibrationError, ScenarioError
-from moesim.evidence.compare import compare
+from moesim.evidence.compare import compare_replications
 from moesim.evidence.validation import (
     COMPARISON,
     PREDICTED,
@@ -30,9 +35,9 @@ from moesim.evidence.validation import (
     measured_file,
 )
 from moesim.files import write_text
-from moesim.scenario import Dedicated, Scenario, Scheduler
+from moesim.scenario import Scenario
 from moesim.serving.records import read_records, write_records
-from moesim.simulation.run import Result, simulate
+from moesim.simulation.replications import COVERAGE, MOST, Replications, replicate
 from moesim.traffic.users import Users
 from moesim.units import format_bytes, format_seconds
 
@@ -62,11 +67,18 @@ def validate(
     """
     _belong_together(plan, host)
     name = next(iter(plan.scenario.models))
-    predicted = simulate(plan.scenario, {name: plan.profile}, plan.seed)
+    predicted = replicate(
+        plan.scenario,
+        {name: plan.profile},
+        plan.seed,
+        replications=MOST,
+        same_requests=True,
+    )
+    records = predicted.first.records
     state = _State.open(out, _setting(plan), overwrite=overwrite)
     decoder = open_model(plan.model, plan.device)
     for number in range(state.runs_done, plan.runs):
-        records, around_s = serve_for_real(
+        served, around_s = serve_for_real(
             plan.scenario,
             plan.profile,
             decoder,
@@ -75,19 +87,19 @@ def validate(
             seed=plan.seed,
             run=number,
         )
-        write_records(records, out / measured_file(number + 1))
+        write_records(served, out / measured_file(number + 1))
         state.probes_s.append(around_s)
         state.finished(number + 1)
     measured = [read_records(out / measured_file(n + 1)) for n in range(plan.runs)]
     validation = Validation(
         measured=measured,
-        predicted=predicted.records,
-        comparison=compare(measured, predicted.records),
-        facts=_facts(plan, host, predicted.records),
+        predicted=records,
+        comparison=compare_replications(measured, predicted.metrics()),
+        facts=_facts(plan, host, predicted),
         notes=_notes(plan, predicted, host, state.probes_s),
     )
     _drop_runs_after(plan.runs, out)
-    write_records(predicted.records, out / PREDICTED)
+    write_records(records, out / PREDICTED)
     write_text(out / COMPARISON, comparison_json(validation))
     state.complete()
     return validation
@@ -194,9 +206,10 @@ def _setting(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _facts(plan: Plan, host: Host, predicted: pd.DataFrame) -> dict[str, str]:
+def _facts(plan: Plan, host: Host, predicted: Replications) -> dict[str, str]:
     spec, made = plan.profile.spec, plan.profile.provenance
-    prompts, outputs = predicted["prompt_tokens"].mean(), predicted["output_tokens"].mean()
+    requests = predicted.first.records
+    prompts, outputs = requests["prompt_tokens"].mean(), requests["output_tokens"].mean()
     return {
         "device": f"{made.device}, {made.threads} threads",
         "model": (
@@ -210,10 +223,15 @@ def _facts(plan: Plan, host: Host, predicted: pd.DataFrame) -> dict[str, str]:
             f"{100 * plan.profile.verdict.drift:.0f} %"
         ),
         "workload": (
-            f"{plan.scenario.name}: {len(predicted)} requests in {plan.scenario.duration_s:g} s, "
+            f"{plan.scenario.name}: {len(requests)} requests in {plan.scenario.duration_s:g} s, "
             f"mean prompt {prompts:.0f} and output {outputs:.0f} tokens"
         ),
         "scheduling": _scheduling(plan.scenario.deployment.scheduler),
+        "prediction": (
+            f"median [low, high] over {len(predicted.runs)} simulations of the same requests, the "
+            f"profile redrawn within its errors: {100 * COVERAGE:.0f} % of them fall inside; "
+            "curves are of the profile as measured"
+        ),
         "software": ", ".join(f"{name} {version}" for name, version in made.software.items()),
         "seed": str(plan.seed),
         "load at the end": f"{host.load:.2f}",
@@ -225,9 +243,28 @@ def _scheduling(scheduler: Scheduler) -> str:
     return f"{scheduler.policy}, {scheduler.order}, preemption by {scheduler.preemption}{caching}"
 
 
-def _notes(plan: Plan, predicted: Result, host: Host, probes_s: list[float]) -> list[str]:
+def _errors_known(verdict: Verdict) -> str | None:
+    """Say what the intervals rest on where that is not residuals of iterations held out."""
+    if verdict.iteration_residuals:
+        return None
+    if verdict.iteration_error_p50 is not None:
+        return (
+            "The profile keeps no residuals of iterations it had not seen; intervals are drawn "
+            f"from their median size alone, {100 * verdict.iteration_error_p50:.1f} %, and know of "
+            "no bias. Profile again."
+        )
+    return (
+        "The profile was never checked on iterations it had not seen: intervals hold only the "
+        "scatter of its cells and the host's drift, and are too narrow. Profile again."
+    )
+
+
+def _notes(plan: Plan, predicted: Replications, host: Host, probes_s: list[float]) -> list[str]:
+    first = predicted.first
     notes = [plan.scenario.description] if plan.scenario.description else []
-    extrapolated = [name for name, basis in predicted.basis.items() if basis == "extrapolated"]
+    fallen_back = _errors_known(plan.profile.verdict)
+    notes += [fallen_back] if fallen_back else []
+    extrapolated = [name for name, basis in first.basis.items() if basis == "extrapolated"]
     if not extrapolated:
         notes.append("Every predicted duration lies inside the measured grid.")
     scheduler = plan.scenario.deployment.scheduler
@@ -243,4 +280,4 @@ def _notes(plan: Plan, predicted: Result, host: Host, probes_s: list[float]) -> 
             f"Around the real runs the host took {times} times as long for one and the same small "
             "batch as while it was profiled; nothing is corrected by this."
         )
-    return [*notes, *predicted.warnings, *host.notes]
+    return [*notes, *first.warnings, *host.notes]

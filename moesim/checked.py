@@ -1,7 +1,7 @@
 """What people write in files, checked against a pydantic model: the object, or one clear line."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,13 +18,44 @@ def checked(
     if not isinstance(content, Mapping):
         raise error(f"{source}: expected keys and values, found {_kind_of(content)}")
     try:
-        return kind.model_validate(content)
+        read = kind.model_validate(content)
     except ValidationError as wrong:
         raise error(f"{source}: {explained(wrong, kind, content)}") from None
+    place = _taken_for_numbers(content, read)
+    if place is not None:
+        field = ".".join(map(str, place))
+        raise error(f"{source}: {field}: true and false are no numbers; give a number")
+    return read
 
 
 def _kind_of(content: Any) -> str:
     return "an empty file" if content is None else type(content).__name__
+
+
+def _taken_for_numbers(written: Any, read: Any) -> tuple[Any, ...] | None:
+    """Return where `true` or `false` is written and something else was read, None if nowhere.
+
+    Python counts with them as with 1 and 0, and so does pydantic: `rate_per_s: yes` would be 1.
+    """
+    if isinstance(written, bool):
+        return None if isinstance(read, bool) else ()
+    for key, part in _parts(written):
+        place = _taken_for_numbers(part, _part_of(read, key))
+        if place is not None:
+            return (key, *place)
+    return None
+
+
+def _parts(written: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the keys or places of plain data and what is there."""
+    if isinstance(written, Mapping):
+        return written.items()
+    return enumerate(written) if isinstance(written, (list, tuple)) else ()
+
+
+def _part_of(read: Any, key: Any) -> Any:
+    """Return what was read for a part of plain data."""
+    return getattr(read, key) if isinstance(read, BaseModel) else read[key]
 
 
 def explained(wrong: ValidationError, kind: type[BaseModel], content: Any) -> str:

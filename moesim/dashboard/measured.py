@@ -16,7 +16,7 @@ from moesim.evidence.validation import (
 )
 from moesim.serving.metrics import LATENCIES
 from moesim.views.charts import errors, latency_cdf, running_over_time
-from moesim.views.tables import COMPARISON_HEADINGS, comparison_rows, headline
+from moesim.views.tables import COMPARISON_HEADINGS, comparison_rows, headline, predicted_group
 from moesim.views.wording import GLOSSARY
 
 
@@ -48,10 +48,11 @@ def _show(found: Validation) -> None:
         height="content",
     )
     tables = named_tables(found.measured, found.predicted)
+    estimates = {"predicted": predicted_group(found.comparison)}
     chart(errors(found.comparison), "errors")
     for column, metric in zip(st.columns(len(LATENCIES)), LATENCIES, strict=True):
         with column:
-            chart(latency_cdf(tables, metric), f"compared {metric}")
+            chart(latency_cdf(tables, metric, estimates=estimates), f"compared {metric}")
     chart(running_over_time(tables), "compared running")
     st.subheader("What was run")
     _definitions(found.facts, "Fact", "Value")

@@ -1,49 +1,92 @@
-"""Compare record tables: real runs of one workload, and the prediction of it.
+"""Compare real runs of one workload with the prediction of it.
 
 The error of a prediction means little without the spread of the real system: two runs of the same
 workload differ too. So every row carries both.
+
+Where a prediction is the median of simulations whose profile is redrawn within its errors, its
+interval holds nine in ten of them. A figure is hit when the mean of the real runs lies within. One
+run of several inside would not do: the more runs were made, the easier that were. The figures of
+one validation rise and fall together, with one host and one profile, so that nine hits in ten are
+to be expected over many validations and not within one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from moesim.errors import ScenarioError
 from moesim.serving.metrics import LATENCIES, STATISTICS, summarise
+from moesim.simulation.replications import COVERAGE, MOST
 
 RATES = ("throughput_rps", "output_tokens_per_s")
 TOLERANCE = 0.15
 """Relative error that counts as close."""
 
-COLUMNS = ("metric", "statistic", "measured", "predicted", "error", "spread", "close")
+KEYS = (
+    *((metric, statistic) for metric in LATENCIES for statistic in STATISTICS),
+    *((metric, "mean") for metric in RATES),
+)
+"""What is compared: metric and statistic; a rate is its own mean."""
 
+ERRORS = ("metric", "statistic", "measured", "predicted", "error", "spread", "close")
+"""The columns of any comparison."""
 
-def figures(records: pd.DataFrame) -> dict[tuple[str, str], float | None]:
-    """Return every compared figure of a record table by metric and statistic."""
-    overall = summarise(records)["overall"]
-    found: dict[tuple[str, str], float | None] = {
-        (metric, statistic): overall[metric][statistic]
-        for metric in LATENCIES
-        for statistic in STATISTICS
-    }
-    return found | {(metric, "mean"): overall[metric] for metric in RATES}
+COLUMNS = (*ERRORS, "low", "high", "hit")
+"""The columns of a comparison with replications."""
 
 
 def compare(measured: Sequence[pd.DataFrame], predicted: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per figure: measured mean over runs, predicted, error, run-to-run spread.
+    """Return one row per figure, `ERRORS`, from the record tables of real runs and a prediction.
 
-    `error` is predicted/measured - 1; `spread` is the range of the runs over their mean, NaN for a
-    single run. `close` says whether the error is within 15 % or twice the spread.
+    `measured` is the mean over the real runs, `spread` their range over it, NaN for a single run;
+    `error` is predicted/measured - 1. `close` says whether the error is within 15 % or twice the
+    spread. A figure that is missing on either side has no row.
     """
-    runs = [figures(records) for records in measured]
-    prediction = figures(predicted)
+    return _errors(measured, summarise(predicted)["overall"])
+
+
+def compare_replications(
+    measured: Sequence[pd.DataFrame], predicted: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Compare real runs with what `Replications.metrics()` predicts: `COLUMNS`.
+
+    As `compare`, but `predicted` is a median, `low` and `high` are its 90 % interval, and `hit`
+    says whether `measured` lies from one to the other. Raises ScenarioError where there are no 90 %
+    intervals.
+    """
+    _check(predicted)
+    rows = _errors(measured, predicted["overall"])
+    intervals = predicted["intervals"]["overall"]
+    ends = [_at(intervals, *key) for key in zip(rows["metric"], rows["statistic"], strict=True)]
+    rows[["low", "high"]] = np.array(ends, dtype=float).reshape(-1, 2)
+    return rows.assign(hit=rows["measured"].between(rows["low"], rows["high"]))
+
+
+def _errors(measured: Sequence[pd.DataFrame], predicted: Mapping[str, Any]) -> pd.DataFrame:
+    runs = [summarise(records)["overall"] for records in measured]
     rows = []
-    for key, value in prediction.items():
-        seen = [run[key] for run in runs]
-        known = [x for x in seen if x is not None]
-        if value is None or len(known) < len(seen) or not known:
+    for key in KEYS:
+        seen = [x for run in runs if (x := _at(run, *key)) is not None]
+        value = _at(predicted, *key)
+        if value is None or len(seen) < len(runs) or not seen:
             continue
-        rows.append((*key, *_row(known, value)))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        rows.append((*key, *_row(seen, value)))
+    return pd.DataFrame(rows, columns=list(ERRORS))
+
+
+def _check(predicted: Mapping[str, Any]) -> None:
+    """Raise ScenarioError unless the prediction has intervals that hold as much as they say."""
+    if (predicted.get("coverage") or 0.0) < COVERAGE:
+        raise ScenarioError(
+            f"replications: {predicted.get('replications', 1)}: no intervals that hold nine in ten "
+            f"runs; predict with {MOST} to compare"
+        )
+
+
+def _at(overall: Mapping[str, Any], metric: str, statistic: str) -> Any:
+    return overall[metric] if metric in RATES else overall[metric][statistic]
 
 
 def _row(seen: list[float], predicted: float) -> tuple[float, float, float, float, bool]:

@@ -4,7 +4,7 @@
 |---|---|
 | comparison.json | `comparison` (rows of `moesim.evidence.compare`), `facts`, `notes` |
 | measured-1.parquet, ... | the record table of each real run |
-| predicted.parquet | the record table of the prediction |
+| predicted.parquet | the record table that the profile as measured predicts |
 | profile.json | the profile behind the prediction, where it was made there too |
 """
 
@@ -24,7 +24,7 @@ COMPARISON = "comparison.json"
 PREDICTED = "predicted.parquet"
 PROFILE = "profile.json"
 FOLDER_VARIABLE = "MOESIM_DEMO"
-NUMBERS = ["measured", "predicted", "error", "spread"]
+NUMBERS = ["measured", "predicted", "low", "high", "error", "spread"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +90,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _comparison(rows: Any, path: Path) -> pd.DataFrame:
-    expected = ", ".join(COLUMNS)
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and set(COLUMNS) <= set(row) for row in rows
-    ):
-        raise ScenarioError(f"{path}: comparison: expected rows of {expected}; validate again")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ScenarioError(f"{path}: comparison: expected a list of rows; validate again")
+    missing = [name for name in COLUMNS if not all(name in row for row in rows)]
+    if missing:
+        # Predictions had no intervals once.
+        raise ScenarioError(
+            f"{path}: comparison: its rows lack {', '.join(missing)}, as those of older versions "
+            "do; validate again"
+        )
     try:
         # JSON has no NaN: the spread of a single run is null there.
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
-            {**dict.fromkeys(NUMBERS, float), "close": bool}
+            {**dict.fromkeys(NUMBERS, float), "close": bool, "hit": bool}
         )
     except (TypeError, ValueError) as wrong:
         raise ScenarioError(f"{path}: comparison: {wrong}; validate again") from None

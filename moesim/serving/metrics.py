@@ -56,7 +56,7 @@ def summarise(
     """
     columns = _Columns.of(records, slos or {})
     overall = columns.summary() | _gaps(all_gaps(logs.values()) if logs else None)
-    names = sorted(set(columns.tenant))
+    names = sorted(records["tenant"].unique())
     if len(names) == 1:
         return {"overall": overall, "tenants": {str(names[0]): copy.deepcopy(overall)}}
     parts = {}
@@ -174,5 +174,19 @@ def _statistics(values: NDArray[np.float64]) -> dict[str, float | None]:
     known = values[~np.isnan(values)]
     if not known.size:
         return dict.fromkeys(STATISTICS)
-    quantiles = np.percentile(known, [50, 90, 95, 99]).tolist()
+    quantiles = _quantiles(np.sort(known), (0.5, 0.9, 0.95, 0.99))
     return dict(zip(STATISTICS, [float(known.mean()), *quantiles], strict=True))
+
+
+def _quantiles(ordered: NDArray[np.float64], levels: tuple[float, ...]) -> list[float]:
+    """Return quantiles of ordered values, linearly between two (type 7 of Hyndman and Fan 1996).
+
+    What `numpy.percentile` returns, to rounding, in a fraction of the time for few values.
+    """
+    found = []
+    for level in levels:
+        place = level * (len(ordered) - 1)
+        below = int(place)
+        low, high = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
+        found.append(low + (high - low) * (place - below))
+    return found

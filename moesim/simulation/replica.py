@@ -174,4 +174,4 @@ def records_of(
         "outcome": np.where(refused, REFUSED, COMPLETED) if refused.any() else COMPLETED,
         "detail": details,
     }
-    return pd.DataFrame(columns, columns=list(COLUMNS))
+    return pd.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moesim import MODEL_REVISION
@@ -42,7 +43,7 @@ class Result:
     logs: Mapping[str, Iterations]
     copies: Mapping[str, tuple[Copy, ...]]
     loads: Mapping[str, tuple[tuple[float, float], ...]]
-    replicas: pd.DataFrame
+    usages: tuple[Usage, ...]
     basis: dict[str, str]
     warnings: tuple[str, ...]
     slos: Mapping[str, SloTargets]
@@ -50,26 +51,45 @@ class Result:
 
     def metrics(self) -> dict[str, Any]:
         """Return `overall` and `tenants`, the verdict on the run, utilisation, basis, warnings."""
+        figures = summarise(self.records, self.slos, self.logs)
         return {
             "scenario": self.scenario,
             "seed": self.seed,
             "model_revision": MODEL_REVISION,
-            **summarise(self.records, self.slos, self.logs),
-            "fairness": fairness(self.records),
+            **figures,
+            "fairness": fairness(self.records) if len(figures["tenants"]) > 1 else None,
             "steady": steady_state(self.records).as_dict(),
-            "utilisation": self._of_replicas("utilisation"),
+            "utilisation": {each.replica: self._utilisation(each) for each in self.usages},
             "basis": self.basis,
             "warnings": list(self.warnings),
         }
 
     def series(self, points: int = 200) -> pd.DataFrame:
         """Return queue, batch, KV cache and rates over time; `moesim.serving.series` names them."""
-        return time_series(self.records, self.logs, self._of_replicas("kv_tokens"), points)
+        room = {usage.replica: usage.kv_tokens for usage in self.usages}
+        return time_series(self.records, self.logs, room, points)
 
-    def _of_replicas(self, column: str) -> dict[str, Any]:
-        """Return a column of the replicas' table by the replicas' names."""
-        names = self.replicas["replica"].tolist()
-        return dict(zip(names, self.replicas[column].tolist(), strict=True))
+    @property
+    def replicas(self) -> pd.DataFrame:
+        """What each replica did, a row each, with its utilisation and its mean batch."""
+        return pd.DataFrame(
+            [
+                {
+                    **asdict(usage),
+                    "utilisation": self._utilisation(usage),
+                    "mean_batched_tokens": usage.batched_tokens / max(1, usage.iterations),
+                }
+                for usage in self.usages
+            ]
+        )
+
+    def _utilisation(self, usage: Usage) -> float:
+        """Return the share of the run in which a replica computed."""
+        arrival_s = self.records["arrival_s"].to_numpy(dtype=float)
+        finish_s = self.records["finish_s"].to_numpy(dtype=float)
+        last_s = np.nanmax(finish_s, initial=-np.inf)
+        span_s = float(last_s - arrival_s.min())
+        return usage.busy_s / span_s if span_s > 0 else 0.0
 
 
 def simulate(
@@ -111,7 +131,7 @@ def simulate(
         logs=logs,
         copies=copies,
         loads=loads,
-        replicas=_usage_frame(usages, records),
+        usages=tuple(usages),
         basis=basis,
         warnings=tuple(_warnings(inputs.profiles, basis)),
         slos=scenario.slos,
@@ -218,25 +238,11 @@ def _in_order_of_arrival(tables: list[pd.DataFrame]) -> pd.DataFrame:
     if not parts:
         raise ScenarioError("no request arrives; make duration_s longer or think times shorter")
     merged = parts[0] if len(parts) == 1 else pd.concat(parts)
-    if len(parts) == 1 and merged["arrival_s"].is_monotonic_increasing:
+    if len(parts) == 1 and (np.diff(merged["arrival_s"].to_numpy()) >= 0).all():
         return merged
     parts.clear()
     # Requests of the same instant were numbered in order.
     return merged.sort_values(["arrival_s", "request_id"], ignore_index=True)
-
-
-def _usage_frame(usages: list[Usage], records: pd.DataFrame) -> pd.DataFrame:
-    """Return what each replica did, a row each, with its utilisation and its mean batch."""
-    span_s = float(records["finish_s"].max() - records["arrival_s"].min())
-    rows = [
-        {
-            **asdict(usage),
-            "utilisation": usage.busy_s / span_s if span_s > 0 else 0.0,
-            "mean_batched_tokens": usage.batched_tokens / max(1, usage.iterations),
-        }
-        for usage in usages
-    ]
-    return pd.DataFrame(rows)
 
 
 def _weakest(bases: list[dict[str, str]]) -> dict[str, str]:

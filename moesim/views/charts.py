@@ -18,6 +18,7 @@ from moesim.errors import MoesimError
 from moesim.evidence.compare import TOLERANCE
 from moesim.serving.metrics import with_latencies
 from moesim.serving.records import REFUSED
+from moesim.simulation.replications import COVERAGE
 from moesim.views.tables import Group
 from moesim.views.wording import LABELS, LONG_LABELS, figure_name, time_unit
 
@@ -152,27 +153,35 @@ def series_over_time(series: pd.DataFrame) -> Figure:
 def errors(comparison: pd.DataFrame) -> Figure:
     """Draw each figure's prediction error beside what two real runs differ by.
 
-    Bars are plus and minus the run-to-run spread, the band is the tolerance of 15 %.
+    Bars are plus and minus the run-to-run spread, the band is the tolerance of 15 %. A point's
+    whiskers are the prediction's interval: where they reach over zero, the figure was hit.
     """
     rows = comparison.iloc[::-1].reset_index(drop=True)
     names = [figure_name(*key) for key in zip(rows["metric"], rows["statistic"], strict=True)]
     rows = rows.assign(
         figure=names,
         error=100 * rows["error"].astype(float),
+        **{end: 100 * (rows[end] / rows["measured"] - 1) for end in ("low", "high")},
         # Read from JSON, the spread of a single run is None.
         spread=100 * rows["spread"].astype(float),
     )
     band = 100 * TOLERANCE
-    figure = new_figure("Prediction error of each figure", f"Error (shaded: ± {band:.0f} %)", "")
+    axis = f"Error (shaded: ± {band:.0f} %; whiskers: {100 * COVERAGE:.0f} % interval)"
+    figure = new_figure("Prediction error of each figure", axis, "")
     figure.add_vrect(x0=-band, x1=band, fillcolor="#edf3f9", line_width=0, layer="below")
     _add_spread(figure, rows)
     _add_errors(figure, rows[rows["close"]], "error, close", PREDICTED, "circle")
     _add_errors(figure, rows[~rows["close"]], "error, off", OFF, "x")
-    shown = np.abs(rows[["error", "spread"]].to_numpy(dtype=float))
-    reach = 1.1 * max(band, np.max(shown[np.isfinite(shown)], initial=0.0))
-    figure.update_xaxes(range=[-reach, reach], zeroline=True, zerolinecolor=INK, ticksuffix=" %")
+    figure.update_xaxes(range=_reach(rows, band), zeroline=True, zerolinecolor=INK, ticksuffix=" %")
     figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
     return figure.update_layout(height=150 + 24 * len(names))
+
+
+def _reach(rows: pd.DataFrame, band: float) -> list[float]:
+    """Return from where to where errors, intervals, spreads and the band reach, and a tenth on."""
+    ends = [*rows["low"], *rows["high"], *rows["spread"], *-rows["spread"], -band, band]
+    known = [end for end in ends if np.isfinite(end)]
+    return [1.1 * min(known), 1.1 * max(known)]
 
 
 def _laid_out(figure: Figure, rows: int) -> Figure:
@@ -249,7 +258,15 @@ def _add_errors(figure: Figure, rows: pd.DataFrame, name: str, colour: str, symb
             mode="markers",
             name=name,
             marker={"color": colour, "symbol": symbol, "size": 9},
-            hovertemplate="%{y}: %{x:+.1f} %",
+            error_x={
+                "array": rows["high"] - rows["error"],
+                "arrayminus": rows["error"] - rows["low"],
+                "symmetric": False,
+                "thickness": 1.5,
+                "width": 4,
+            },
+            customdata=rows[["low", "high"]].to_numpy(),
+            hovertemplate="%{y}: %{x:+.1f} [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}] %",
         )
 
 

@@ -10,7 +10,14 @@ from moesim.evidence.validation import named_tables
 from moesim.files import write_text
 from moesim.serving.metrics import LATENCIES
 from moesim.views.charts import Figure, errors, latency_cdf, running_over_time
-from moesim.views.tables import CLOSE, COMPARISON_HEADINGS, comparison_rows, headline
+from moesim.views.tables import (
+    COMPARISON_HEADINGS,
+    OFF,
+    VERDICT,
+    comparison_rows,
+    headline,
+    predicted_group,
+)
 from moesim.views.wording import GLOSSARY
 
 STYLE = """
@@ -84,13 +91,14 @@ def _table(comparison: pd.DataFrame) -> str:
 
 def _row(row: tuple[str, ...]) -> str:
     cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-    return f"<tr>{cells}</tr>" if row[-1] == CLOSE else f'<tr class="off">{cells}</tr>'
+    return f'<tr class="off">{cells}</tr>' if row[VERDICT] == OFF else f"<tr>{cells}</tr>"
 
 
 def _charts(comparison: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    estimates = {"predicted": predicted_group(comparison)}
     figures = {
         "errors": errors(comparison),
-        **{metric: latency_cdf(tables, metric) for metric in LATENCIES},
+        **{metric: latency_cdf(tables, metric, estimates=estimates) for metric in LATENCIES},
         "running": running_over_time(tables),
     }
     # The first figure carries plotly's script for all of them.

@@ -8,19 +8,31 @@ import pandas as pd
 
 from moesim.evidence.compare import TOLERANCE
 from moesim.serving.metrics import STATISTICS
+from moesim.simulation.replications import COVERAGE
 from moesim.views.wording import (
     LABELS,
     MISSING,
     Interval,
     bracketed,
     figure_name,
-    in_units,
     percent,
+    rounded,
     time_unit,
+    unit_of,
     written,
 )
 
-COMPARISON_HEADINGS = ("Figure", "Measured", "Predicted", "Error", "Spread", "Verdict")
+COMPARISON_HEADINGS = (
+    "Figure",
+    "Measured",
+    "Predicted [low, high]",
+    "Error",
+    "Spread",
+    "Verdict",
+    "Hit",
+)
+PREDICTED = COMPARISON_HEADINGS.index("Predicted [low, high]")
+VERDICT = COMPARISON_HEADINGS.index("Verdict")
 PERCENTILE_HEADINGS = ("Tenant", "Figure", *STATISTICS)
 
 SHOWN_LATENCIES = ("ttft_s", "tpot_s", "itl_s", "turnaround_s")
@@ -28,6 +40,9 @@ SHOWN_LATENCIES = ("ttft_s", "tpot_s", "itl_s", "turnaround_s")
 
 CLOSE = "close"
 OFF = "off"
+
+HIT = "yes"
+MISSED = "no"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,27 +108,51 @@ def estimate(value: float | None, interval: Interval | None, scale: float = 1) -
 
 
 def comparison_rows(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Return one row of text per compared figure, under `COMPARISON_HEADINGS`."""
+    """Return one row of text per compared figure, under `COMPARISON_HEADINGS`.
+
+    Measured and predicted are in one unit, which stands behind the first: `48.1 ms` and
+    `46.4 [38.4, 49.2]`.
+    """
     return [
         (
             figure_name(row["metric"], row["statistic"]),
-            *in_units(row["metric"], [row["measured"], row["predicted"]]),
+            *_side_by_side(row),
             percent(row["error"], signed=True),
             percent(row["spread"]),
             CLOSE if row["close"] else OFF,
+            HIT if row["hit"] else MISSED,
         )
         for row in comparison.to_dict("records")
     ]
+
+
+def _side_by_side(row: Mapping[Any, Any]) -> tuple[str, str]:
+    measured, predicted = row["measured"], row["predicted"]
+    unit, scale = unit_of(row["metric"], [measured, predicted])
+    cell = estimate(predicted, [row["low"], row["high"]], scale)
+    return f"{rounded(measured * scale)} {unit}", " ".join(cell)
+
+
+def predicted_group(comparison: pd.DataFrame) -> Group:
+    """Return the prediction's medians and intervals, as charts mark them on its curve."""
+    figures: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, Interval]] = {}
+    for row in comparison.to_dict("records"):
+        metric, statistic = row["metric"], row["statistic"]
+        figures.setdefault(metric, {})[statistic] = row["predicted"]
+        intervals.setdefault(metric, {})[statistic] = [row["low"], row["high"]]
+    return Group(name="predicted", figures=figures, intervals=intervals)
 
 
 def headline(comparison: pd.DataFrame) -> str:
     """Say in a sentence how good a prediction was, to someone who reads nothing else."""
     if comparison.empty:
         return "Nothing to compare: no request completed."
-    close = int(comparison["close"].sum())
+    count, close, hit = len(comparison), comparison["close"].sum(), comparison["hit"].sum()
     return (
-        f"{close} of {len(comparison)} predicted figures are within {TOLERANCE:.0%} of the real "
-        "runs or within twice the run-to-run spread."
+        f"{close} of {count} predicted figures are within {TOLERANCE:.0%} of the real runs or "
+        f"within twice the run-to-run spread; {hit} of {count} real ones lie in the predicted "
+        f"{COVERAGE:.0%} interval."
     ).replace("%", " %")
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from moesim.serving.metrics import STATISTICS
 from moesim.views.tables import (
+    PREDICTED,
     Group,
     comparison_rows,
     estimate,
@@ -58,34 +59,65 @@ Cell = tuple[str, str]
 
 
 def show_metrics(metrics: Mapping[str, Any], elapsed_s: float) -> None:
-    """Print the metrics of a run or of replications: latencies, rates, verdict, basis, warnings."""
+    """Print the metrics of a run or of replications: latencies, rates, verdict, basis, warnings.
+
+    Of a run in which every request was refused there are no figures, only the reason.
+    """
     console = Console(highlight=False)
     groups = groups_of(metrics, "all")
     width = max(NARROW_COLUMNS, console.width)
     console.width = width
     console.print(printable(metrics["scenario"]), style="bold", markup=False)
-    intervals = bool(metrics.get("intervals"))
-    console.print(_latencies(groups, _statistics(width, intervals=intervals), width), "")
-    console.print(_rates(groups, _rates_shown(width, intervals=intervals), width), "")
-    for line in _lines(groups, metrics):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(verdict(metrics), style=STYLES.get(metrics["steady"]["kind"]), soft_wrap=True)
+    if metrics["overall"]["completed"]:
+        _show_served(console, groups, metrics)
+    else:
+        line = _nothing_served(metrics)
+        console.print(line, style="bold red", markup=False, soft_wrap=True)
     for warning in metrics["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(_size(metrics, elapsed_s), markup=False, soft_wrap=True)
 
 
+def _show_served(console: Console, groups: list[Group], metrics: Mapping[str, Any]) -> None:
+    width, intervals = console.width, bool(metrics.get("intervals"))
+    console.print(_latencies(groups, _statistics(width, intervals=intervals), width), "")
+    console.print(_rates(groups, _rates_shown(width, intervals=intervals), width), "")
+    for line in _lines(groups, metrics):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(verdict(metrics), style=STYLES.get(metrics["steady"]["kind"]), soft_wrap=True)
+
+
+def _nothing_served(metrics: Mapping[str, Any]) -> str:
+    reason = metrics.get("refusal") or "no reason was given"
+    return f"nothing was served, every request was refused: {printable(reason)}"
+
+
 def show_comparison(comparison: pd.DataFrame) -> None:
-    """Print measured beside predicted, with the error and the run-to-run spread."""
+    """Print measured beside predicted and its interval, the error and the run-to-run spread."""
     console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD)
+    # Most comparisons fit 80 columns; where one does not, the terminal wraps it and nothing is cut.
+    console.width = max(WIDE_COLUMNS, console.width)
+    if not comparison.empty:
+        console.print(_compared(comparison_rows(comparison)), "")
+    console.print(headline(comparison), soft_wrap=True)
+
+
+def _compared(rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True, pad_edge=False)
     table.add_column("figure", no_wrap=True)
-    for title in ("measured", "predicted", "error", "spread", "close"):
-        table.add_column(title, justify="right")
-    for row in comparison_rows(comparison):
+    for title in ("measured", "predicted", "error", "spread", "close", "hit"):
+        table.add_column(title, justify="right", no_wrap=True)
+    columns = list(zip(*rows, strict=True))
+    columns[PREDICTED] = tuple(_aligned([_cell(text) for text in columns[PREDICTED]]))
+    for row in zip(*columns, strict=True):
         table.add_row(*row)
-    console.print(table)
-    console.print(headline(comparison))
+    return table
+
+
+def _cell(text: str) -> Cell:
+    """Part a figure from its interval."""
+    number, _, ends = text.partition(" ")
+    return number, ends
 
 
 def _statistics(width: int, *, intervals: bool) -> tuple[str, ...]:
@@ -158,6 +190,8 @@ def _aligned(cells: Sequence[Cell]) -> list[str]:
 
 def _lines(groups: list[Group], metrics: Mapping[str, Any]) -> list[str]:
     lines = [f"{name}: {text}" for name, key in TROUBLES.items() if (text := _trouble(groups, key))]
+    if metrics.get("refusal"):
+        lines.append(f"refused most often: {printable(metrics['refusal'])}")
     if metrics.get("fairness") is not None:
         ends = (metrics.get("intervals") or {}).get("fairness")
         index = _one(metrics["fairness"], ends)
@@ -195,7 +229,7 @@ def _size(metrics: Mapping[str, Any], elapsed_s: float) -> str:
     overall, count = metrics["overall"], metrics.get("replications", 1)
     runs = f"{count} runs" if count > 1 else "1 run"
     said = f"{overall['requests']} requests over {in_time(overall['span_s'] or 0.0)}"
-    meaning = interval_meaning(metrics)
+    meaning = interval_meaning(metrics) if overall["completed"] else ""
     return f"{said}, {runs} simulated in {elapsed_s:.2f} s" + (f"\n{meaning}" if meaning else "")
 
 

@@ -52,6 +52,12 @@ GLOSSARY = {
         "workload on the same machine differs from itself."
     ),
     "Close": "The error is at most 15 %, or at most twice the spread.",
+    "Hit": (
+        "The mean of the real runs lies between low and high. The simulated runs were asked the "
+        "very requests of the real ones, so that low and high are apart by what the profile may be "
+        "wrong by, and not by chance. The figures of one validation rise and fall together: nine "
+        "hits in ten are to be expected over many validations, not within one."
+    ),
 }
 
 
@@ -73,14 +79,19 @@ def rounded(value: float) -> str:
 
 def in_units(metric: str, values: Sequence[float | None]) -> list[str]:
     """Write figures of one metric in one unit, so that they compare at a glance."""
-    known = [value for value in values if value is not None and value == value]
-    unit, per_second = (
-        (RATE_UNITS[metric], 1.0) if metric in RATE_UNITS else time_unit(max(known, default=0.0))
-    )
+    unit, scale = unit_of(metric, values)
     return [
-        f"{rounded(value * per_second)} {unit}" if value is not None and value == value else MISSING
+        f"{rounded(value * scale)} {unit}" if value is not None and value == value else MISSING
         for value in values
     ]
+
+
+def unit_of(metric: str, values: Sequence[float | None]) -> tuple[str, float]:
+    """Return the unit in which figures of one metric read well, and how many of it make one."""
+    if metric in RATE_UNITS:
+        return RATE_UNITS[metric], 1.0
+    known = [value for value in values if value is not None and value == value]
+    return time_unit(max(known, default=0.0))
 
 
 def written(value: float) -> str:

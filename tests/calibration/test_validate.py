@@ -15,6 +15,7 @@ from moesim.evidence.validation import load_validation
 from moesim.scenario import load_scenario, scenario_from
 from moesim.serving.policies import POLICIES
 from moesim.serving.records import read_records
+from moesim.simulation.run import simulate
 
 
 @pytest.fixture
@@ -52,6 +53,40 @@ def test_serves_and_predicts_the_same_requests(plan: Plan, host: Host, tmp_path:
     again = load_validation(tmp_path / "v")
     assert again.comparison["metric"].tolist() == validation.comparison["metric"].tolist()
     assert len(again.measured) == 2
+
+
+def test_predictions_have_intervals(plan: Plan, host: Host, tmp_path: Path) -> None:
+    """Around each median, wider the less a profile knows; records are of the profile as it is."""
+    verdict = plan.profile.verdict
+    wild = verdict.model_copy(update={"iteration_residuals": [-0.5, 0.0, 1.0]})
+    vague = replace(plan, profile=plan.profile.model_copy(update={"verdict": wild}), runs=1)
+    found = validate(vague, tmp_path / "v", host, silent)
+    rows = found.comparison
+    assert (rows["low"] <= rows["predicted"]).all()
+    assert (rows["predicted"] <= rows["high"]).all()
+    tpot = rows[rows["metric"] == "tpot_s"]
+    assert (tpot["high"] > 1.5 * tpot["low"]).all()
+    alone = simulate(vague.scenario, {"m": vague.profile}, vague.seed)
+    assert found.predicted.equals(alone.records)
+    assert found.facts["prediction"].startswith(
+        "median [low, high] over 19 simulations of the same"
+    )
+    assert not any("iterations it had not seen" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("median_error", "words"),
+    [(0.123, "median size alone, 12.3 %"), (None, "never checked on iterations")],
+)
+def test_what_intervals_rest_on_is_said(
+    plan: Plan, host: Host, tmp_path: Path, median_error: float | None, words: str
+) -> None:
+    """Where it is not the residuals of iterations that were held out."""
+    update = {"iteration_residuals": [], "iteration_error_p50": median_error}
+    verdict = plan.profile.verdict.model_copy(update=update)
+    old = replace(plan, profile=plan.profile.model_copy(update={"verdict": verdict}), runs=1)
+    notes = validate(old, tmp_path / "v", host, silent).notes
+    assert sum(words in note for note in notes) == 1
 
 
 def test_interrupted_validation_keeps_finished_runs(plan: Plan, host: Host, tmp_path: Path) -> None:

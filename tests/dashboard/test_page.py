@@ -1,8 +1,10 @@
 """The page as a person uses it: it answers, follows changes, and explains what is wrong."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from moesim.cost.curves import WEAKEST
 from moesim.dashboard.prediction import BASIS_MEANING
-from moesim.evidence.compare import compare
+from moesim.evidence.compare import compare_replications
 from moesim.facts.catalog import shipped
 from moesim.scenario import load_scenario
 from moesim.serving.records import write_records
@@ -151,11 +153,14 @@ def test_without_a_demo_the_page_says_how_to_make_one(page: AppTest) -> None:
     assert any("make demo" in info.value for info in page.info)
 
 
-def test_a_demo_is_shown_beside_its_prediction(page: AppTest, tmp_path: Path) -> None:
+def test_a_demo_is_shown_beside_its_prediction(
+    page: AppTest, tmp_path: Path, predicting: Callable[..., dict[str, Any]]
+) -> None:
     records = simulate(load_scenario("quickstart")).records
     for name in ("measured-1", "measured-2", "predicted"):
         write_records(records, tmp_path / f"{name}.parquet")
-    rows = json.loads(compare([records, records], records).to_json(orient="records"))
+    comparison = compare_replications([records, records], predicting(records))
+    rows = json.loads(comparison.to_json(orient="records"))
     content = {"comparison": rows, "facts": {"Host": "two cores"}, "notes": ["a note"]}
     (tmp_path / "comparison.json").write_text(json.dumps(content))
     page.run()
@@ -163,6 +168,8 @@ def test_a_demo_is_shown_beside_its_prediction(page: AppTest, tmp_path: Path) ->
     assert any(text.value.startswith("17 of 17") for text in page.subheader)
     table = next(frame.value for frame in page.dataframe if "Verdict" in frame.value)
     assert list(table["Verdict"]) == ["close"] * 17
+    assert list(table["Hit"]) == ["yes"] * 17
+    assert table["Predicted [low, high]"].str.fullmatch(r"[\d,.]+ \[[\d,.]+, [\d,.]+\]").all()
     assert any("a note" in caption.value for caption in page.caption)
 
 

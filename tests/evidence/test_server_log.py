@@ -25,7 +25,7 @@ from moesim.serving.kv_cache import KvCache
 from moesim.serving.records import COLUMNS
 from moesim.serving.scheduling import Limits
 from moesim.simulation.replica import Replica
-from moesim.simulation.serve import serve
+from moesim.simulation.station import serve
 
 RUN = Path(__file__).parents[2] / "../shared/reference/runs/rtxpro6000_Llama-3.1-8B"
 REAL = RUN.with_name(RUN.name + ".requests.jsonl.gz")

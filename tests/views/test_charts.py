@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.evidence.compare import compare
+from moesim.evidence.compare import compare_replications
 from moesim.views.charts import (
     MOST_POINTS,
     errors,
@@ -17,6 +19,9 @@ from moesim.views.charts import (
     series_over_time,
 )
 from moesim.views.tables import Group, comparison_rows
+from moesim.views.wording import figure_name
+
+Predicting = Callable[..., dict[str, Any]]
 
 
 def test_cdf_reaches_each_share_at_its_latency(records: pd.DataFrame) -> None:
@@ -131,9 +136,9 @@ def test_long_runs_are_thinned_but_keep_their_ends(records: pd.DataFrame) -> Non
 
 
 def test_errors_are_in_percent_beside_the_spread(
-    records: pd.DataFrame, slower: pd.DataFrame
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Predicting
 ) -> None:
-    figure = errors(compare([records, slower], records))
+    figure = errors(compare_replications([records, slower], predicting(records)))
     by_name = {trace.name: trace for trace in figure.data}
     where = list(by_name["error, close"].y).index("TTFT mean")
     assert by_name["error, close"].x[where] == pytest.approx(100 * (2 / 2.25 - 1))
@@ -141,17 +146,39 @@ def test_errors_are_in_percent_beside_the_spread(
     assert figure.layout.shapes[0].x1 == pytest.approx(15)
 
 
-def test_figures_that_are_off_have_another_symbol(
-    records: pd.DataFrame, slower: pd.DataFrame
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_whiskers_reach_over_zero_where_the_figure_was_hit(
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Predicting, share: float
 ) -> None:
-    figure = errors(compare([slower], records))
+    """They are low and high over measured, minus one: of 2.5 s, 1.8 s is 28 % short."""
+    comparison = compare_replications([slower], predicting(records, share))
+    figure = errors(comparison)
+    crosses = {}
+    for trace in figure.data:
+        bars = zip(trace.x, trace.error_x.arrayminus, trace.error_x.array, strict=True)
+        for name, (error, below, above) in zip(trace.y, bars, strict=True):
+            crosses[name] = error - below <= 0 <= error + above
+    keys = zip(comparison["metric"], comparison["statistic"], comparison["hit"], strict=True)
+    assert crosses == {figure_name(metric, statistic): hit for metric, statistic, hit in keys}
+    left, right = figure.layout.xaxis.range
+    assert left == pytest.approx(110 * (comparison["low"] / comparison["measured"] - 1).min())
+    assert right > 100 * (comparison["high"] / comparison["measured"] - 1).max()
+
+
+def test_figures_that_are_off_have_another_symbol(
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Predicting
+) -> None:
+    figure = errors(compare_replications([slower], predicting(records)))
     symbols = {trace.name: trace.marker.symbol for trace in figure.data}
     assert symbols["error, off"] == "x"
     assert "± run-to-run spread" not in symbols
 
 
-def test_a_comparison_read_from_json_draws_too(records: pd.DataFrame) -> None:
-    read = pd.DataFrame(json.loads(compare([records], records).to_json(orient="records")))
+def test_a_comparison_read_from_json_draws_too(
+    records: pd.DataFrame, predicting: Predicting
+) -> None:
+    comparison = compare_replications([records], predicting(records))
+    read = pd.DataFrame(json.loads(comparison.to_json(orient="records")))
     assert [trace.name for trace in errors(read).data] == ["error, close"]
     assert {row[4] for row in comparison_rows(read)} == {"–"}
 

@@ -1,23 +1,34 @@
 """The report: one file, nothing fetched, nothing unescaped, every figure in it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from moesim.evidence.compare import compare
+from moesim.evidence.compare import compare_replications
 from moesim.views.report import write_report
 from moesim.views.tables import comparison_rows, headline
 
 
 @pytest.fixture
-def report(tmp_path: Path, records: pd.DataFrame, slower: pd.DataFrame) -> str:
+def comparison(
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Callable[..., dict[str, Any]]
+) -> pd.DataFrame:
+    return compare_replications([records, slower], predicting(records))
+
+
+@pytest.fixture
+def report(
+    tmp_path: Path, records: pd.DataFrame, slower: pd.DataFrame, comparison: pd.DataFrame
+) -> str:
     path = tmp_path / "new" / "report.html"
     write_report(
         path,
         title="Demo <script>alert(1)</script>",
-        comparison=compare([records, slower], records),
+        comparison=comparison,
         measured=[records, slower],
         predicted=records,
         facts={"Host & more": "two <b>cores</b>"},
@@ -51,26 +62,35 @@ def test_text_is_escaped(report: str) -> None:
     assert "<li>a &lt; b</li>" in rest
 
 
-def test_headline_rows_and_terms_are_there(
-    report: str, records: pd.DataFrame, slower: pd.DataFrame
-) -> None:
-    comparison = compare([records, slower], records)
+def test_headline_rows_and_terms_are_there(report: str, comparison: pd.DataFrame) -> None:
     assert headline(comparison) in report
     for row in comparison_rows(comparison):
         assert "".join(f"<td>{cell}</td>" for cell in row) in report
-    for term in ("TTFT", "TPOT", "Turnaround"):
+    for term in ("TTFT", "TPOT", "Turnaround", "Median [low, high]", "Hit"):
         assert f"<dt>{term}</dt>" in report
 
 
+def test_only_what_is_off_is_marked(report: str, comparison: pd.DataFrame) -> None:
+    """And not what was missed."""
+    off = int((~comparison["close"]).sum())
+    assert report.count('<tr class="off">') == off
+    assert off < int((~comparison["hit"]).sum())
+
+
+def test_the_intervals_are_marked_on_the_predicted_curves(report: str) -> None:
+    """One set of marks on each of the three."""
+    assert report.count("median [low, high]\\u003c\\u002fextra") == 3
+
+
 def test_the_same_input_gives_the_same_file(
-    tmp_path: Path, records: pd.DataFrame, slower: pd.DataFrame
+    tmp_path: Path, records: pd.DataFrame, slower: pd.DataFrame, comparison: pd.DataFrame
 ) -> None:
     texts = []
     for name in ("a.html", "b.html"):
         write_report(
             tmp_path / name,
             title="Demo",
-            comparison=compare([slower], records),
+            comparison=comparison,
             measured=[slower],
             predicted=records,
             facts={},

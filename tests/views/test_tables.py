@@ -1,11 +1,12 @@
 """Tables: human units, one unit a row, and a headline that says how good the prediction was."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from moesim.evidence.compare import compare
+from moesim.evidence.compare import compare_replications
 from moesim.serving.metrics import STATISTICS, summarise
 from moesim.views.tables import (
     COMPARISON_HEADINGS,
@@ -15,27 +16,52 @@ from moesim.views.tables import (
     headline,
     interval_meaning,
     percentile_rows,
+    predicted_group,
 )
 from moesim.views.wording import in_units, percent, rounded
 
+Predicting = Callable[..., dict[str, Any]]
 
-def test_a_row_has_a_cell_for_every_heading(records: pd.DataFrame, slower: pd.DataFrame) -> None:
-    rows = comparison_rows(compare([slower], records))
+
+def test_a_row_has_a_cell_for_every_heading(
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Predicting
+) -> None:
+    """Measured and predicted in one unit, which is written once."""
+    rows = comparison_rows(compare_replications([slower], predicting(records)))
     assert {len(row) for row in rows} == {len(COMPARISON_HEADINGS)}
-    assert rows[0] == ("TTFT mean", "2.50 s", "2.00 s", "-20.0 %", "–", "off")
+    assert rows[0] == ("TTFT mean", "2.50 s", "2.00 [1.80, 2.20]", "-20.0 %", "–", "off", "no")
     assert rows[-1][0] == "Output tokens"
+    wide = comparison_rows(compare_replications([slower], predicting(records, 0.3)))
+    assert wide[0][2:] == ("2.00 [1.40, 2.60]", "-20.0 %", "–", "off", "yes")
 
 
-def test_headline_counts_what_is_close(records: pd.DataFrame, slower: pd.DataFrame) -> None:
-    exact = compare([records, records], records)
+def test_headline_counts_what_is_close_and_what_is_hit(
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Predicting
+) -> None:
+    exact = compare_replications([records, records], predicting(records))
     assert headline(exact).startswith(f"{len(exact)} of {len(exact)} predicted figures")
-    off = compare([slower, slower], records)
+    assert headline(exact).endswith(
+        f"; {len(exact)} of {len(exact)} real ones lie in the predicted 90 % interval."
+    )
+    off = compare_replications([slower, slower], predicting(records))
     assert headline(off).startswith(f"{int(off['close'].sum())} of {len(off)} ")
+    assert f"; {int(off['hit'].sum())} of {len(off)} real ones" in headline(off)
+    assert 0 <= off["hit"].sum() < len(off)
     assert "15 %" in headline(off)
 
 
-def test_headline_of_nothing_says_so(records: pd.DataFrame) -> None:
-    assert headline(compare([records.iloc[:0]], records)).startswith("Nothing to compare")
+def test_headline_of_nothing_says_so(records: pd.DataFrame, predicting: Predicting) -> None:
+    nothing = compare_replications([records.iloc[:0]], predicting(records))
+    assert headline(nothing).startswith("Nothing to compare")
+
+
+def test_a_prediction_s_intervals_are_found_by_figure(
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Predicting
+) -> None:
+    """As charts ask for them."""
+    group = predicted_group(compare_replications([slower], predicting(records)))
+    assert group.value("ttft_s", "mean") == pytest.approx(2.0)
+    assert group.interval("ttft_s", "mean") == pytest.approx([1.8, 2.2])
 
 
 def test_one_tenant_is_not_repeated_as_everyone(records: pd.DataFrame) -> None:

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from moesim.evidence.compare import compare_replications
 from moesim.scenario import scenario_from
 from moesim.simulation.replications import replicate
-from moesim.views.terminal import show_metrics
+from moesim.views.terminal import show_comparison, show_metrics
 
 Show = Callable[..., list[str]]
+Predicting = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,18 @@ def show(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     def lines(metrics: dict[str, Any], width: int) -> list[str]:
         monkeypatch.setenv("COLUMNS", str(width))
         show_metrics(metrics, 1.5)
+        return capsys.readouterr().out.splitlines()
+
+    return lines
+
+
+@pytest.fixture
+def compared(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Show a comparison on a terminal of some width and return its lines."""
+
+    def lines(comparison: pd.DataFrame, width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        show_comparison(comparison)
         return capsys.readouterr().out.splitlines()
 
     return lines
@@ -86,6 +101,61 @@ def test_refused_requests_are_told_by_tenant(metrics: dict[str, Any], show: Show
     figures = metrics["tenants"] | {"chat": metrics["tenants"]["chat"] | {"refused": 1234}}
     (line,) = (x for x in show(metrics | {"tenants": figures}, 80) if x.startswith("refused"))
     assert line == "refused: chat 1,234 [0, 0]"
+
+
+def test_why_requests_are_refused_is_told(metrics: dict[str, Any], show: Show) -> None:
+    """Below how many were, and instead of everything else where all were."""
+    some = show(metrics | {"refusal": "empty \x1b prompt"}, 80)
+    assert "refused most often: empty ? prompt" in some
+    none = metrics["overall"] | {"completed": 0, "refused": 1234, "span_s": None}
+    lines = show(metrics | {"overall": none, "refusal": "empty prompt"}, 80)
+    assert "nothing was served, every request was refused: empty prompt" in lines
+    assert not any("TTFT" in line or "tokens/s" in line for line in lines)
+
+
+def test_a_scenario_that_refuses_everything(
+    tiny_scenario: Callable[[], dict[str, Any]], show: Show
+) -> None:
+    """From end to end: prompts of 70 tokens for a model of 64."""
+    content = tiny_scenario()
+    content["tenants"]["chat"]["prompt_tokens"] = {"kind": "fixed", "tokens": 70}
+    content["tenants"]["chat"]["output_tokens"] = {"kind": "fixed", "tokens": 2}
+    name, why, size = show(replicate(scenario_from(content)).metrics(), 80)
+    assert name == "tiny"
+    assert why.endswith(": prompt 70 + output 2 tokens exceed the model's maximum of 64")
+    assert "requests over 0 s" in size
+
+
+def test_measured_beside_predicted(
+    records: pd.DataFrame, slower: pd.DataFrame, predicting: Predicting, compared: Show
+) -> None:
+    """A row a figure; where it is too wide for 80 columns nothing is cut."""
+    head, _, mean, *rest = compared(
+        compare_replications([records, slower], predicting(records)), 80
+    )
+    assert head.split() == ["figure", "measured", "predicted", "error", "spread", "close", "hit"]
+    assert " ".join(mean.split()) == ("TTFT mean 2.25 s 2.00 [1.80, 2.20] -11.1 % 22.2 % close no")
+    assert "…" not in "".join(rest)
+    assert rest[-1].endswith(" of 17 real ones lie in the predicted 90 % interval.")
+
+
+def test_what_the_demo_compares_fits_80_columns(
+    records: pd.DataFrame, predicting: Predicting, compared: Show
+) -> None:
+    """Durations below a second and some hundred tokens a second."""
+    times = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
+    fast = records.assign(**{name: records[name] / 99 for name in times})
+    lines = compared(compare_replications([fast, fast], predicting(fast)), 80)
+    table = lines[: lines.index("")]
+    assert len(table) == 2 + 17
+    assert max(map(len, table)) <= 80
+
+
+def test_nothing_to_compare_is_a_sentence(
+    records: pd.DataFrame, predicting: Predicting, compared: Show
+) -> None:
+    nothing = compare_replications([records.iloc[:0]], predicting(records))
+    assert compared(nothing, 80) == ["Nothing to compare: no request completed."]
 
 
 def test_the_share_that_agrees_is_told_unless_all_do(metrics: dict[str, Any], show: Show) -> None:
