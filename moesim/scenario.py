@@ -30,7 +30,9 @@ ROOFLINE = "roofline"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class TraceArrivals(_Part):
@@ -163,6 +165,8 @@ class Scenario(_Part):
     """The devices."""
     deployment: Deployment
     """What runs where."""
+    alternatives: dict[str, Deployment] = {}
+    """Other deployments of the same traffic, by name, for `moesim compare` to put beside it."""
     quality: Quality | None = None
     """What a consolidation ratio costs in quality; nothing is said about it if not given."""
     sources: dict[str, str] = {}
@@ -175,7 +179,13 @@ class Scenario(_Part):
         for name in (*self.models, *self.tenants):
             if name.encode(errors="replace").decode() != name:
                 raise ValueError(f"{name!r}: a name must be text that can be written in UTF-8")
-        deployment, models = self.deployment, list(self.models)
+        self._deployable(self.deployment, "deployment")
+        for name, deployment in self.alternatives.items():
+            self._deployable(deployment, f"alternatives.{name}")
+        return self
+
+    def _deployable(self, deployment: Deployment, field: str) -> None:
+        models = list(self.models)
         asked = [deployment.gateway.name] if isinstance(deployment, ExpertRouter) else models
         for name, tenant in self.tenants.items():
             if tenant.model not in asked:
@@ -185,14 +195,23 @@ class Scenario(_Part):
                 )
         wrong = deployment.problem(models)
         if wrong:
-            raise ValueError(f"deployment.{wrong}")
+            raise ValueError(f"{field}.{wrong}")
         needed = deployment.devices(models)
         if needed > self.hardware.count:
             raise ValueError(
-                f"deployment: {deployment.kind} needs {needed} devices"
+                f"{field}: {deployment.kind} needs {needed} devices"
                 f"{deployment.counted(models)}, hardware.count is {self.hardware.count}"
             )
-        return self
+
+    def side_by_side(self) -> dict[str, "Scenario"]:
+        """Return a scenario for each deployment, by name: the scenario's own and the others."""
+        if not self.alternatives:
+            return {self.name: self}
+        found = {f"{self.deployment.kind} (the scenario's)": self.deployment, **self.alternatives}
+        return {
+            name: self.model_copy(update={"deployment": deployment, "alternatives": {}})
+            for name, deployment in found.items()
+        }
 
     def with_trace(self, path: Path) -> "Scenario":
         """Return the scenario with every trace that its tenants replay replaced by `path`.

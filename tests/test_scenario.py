@@ -74,6 +74,7 @@ def test_a_scenario_is_its_file(tiny_scenario: Content, tmp_path: Path) -> None:
         ("tenants.chat.arrivals.kind", GONE, ["tenants.chat.arrivals", "kind"]),
         ("tenants.chat.prompt_tokens.mean", -5, ["tenants.chat.prompt_tokens.mean: -5"]),
         ("tenants.chat.slo", {"ttft_s": 0}, ["tenants.chat.slo.ttft_s: 0"]),
+        ("tenants.chat.slo", {"ttft_s": float("inf")}, ["tenants.chat.slo.ttft_s: inf"]),
         ("tenants.chat.model", "other", ["tenants.chat.model", "'other'", "m"]),
         ("deployment.kind", "magic", ["deployment.kind: 'magic'"]),
         ("deployment.kv_blocks", 0, ["deployment.kv_blocks: 0"]),

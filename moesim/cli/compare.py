@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
     from moesim.scenario import Scenario
 
-HELP = """Compare deployments: scenarios of the same tenants, the first the one to compare with.
+HELP = """Compare deployments: of one scenario its own with its `alternatives`, or of several
+scenarios of the same tenants. The first is the one that ratios are to.
 
 All meet the same requests and the same errors of their profiles, run by run, so that the ratios
 hold what the deployments themselves do. Shown is the median over runs, and from where to
 where nine in ten single runs fall.
 
 Examples:
+
+  moesim compare two-variants --loads 0.5,1,2 --plot turnaround.html
 
   moesim compare dedicated.yaml mig.yaml
 
@@ -72,12 +75,24 @@ def _named(names: list[str]) -> dict[str, "Scenario"]:
     from moesim.scenario import load_scenario
 
     loaded = [load_scenario(name) for name in names]
+    if len(loaded) == 1:
+        found = loaded[0].side_by_side()
+        if len(found) == 1:
+            raise ScenarioError(
+                f"compare: {names[0]} has no alternatives; write some, or give another scenario"
+            )
+        return found
     titles = [scenario.name for scenario in loaded]
     if len(set(titles)) < len(titles):
         titles = names
     if len(set(titles)) < len(titles):
         raise ScenarioError(f"compare: {names[-1]} is given twice; give different scenarios")
-    found = dict(zip(titles, loaded, strict=True))
+    found = {
+        name if len(parts) == 1 else f"{title}: {name}": part
+        for title, scenario in zip(titles, loaded, strict=True)
+        for parts in [scenario.side_by_side()]
+        for name, part in (parts.items() if len(parts) > 1 else [(title, scenario)])
+    }
     same_traffic(found)
     return found
 

@@ -86,11 +86,10 @@ def with_changes(content: Content, changes: Mapping[Path, Any]) -> dict[str, Any
     return changed
 
 
-def with_enough_devices(content: Content, *, models: int, replicas: int) -> dict[str, Any]:
-    """Return the content with one device for every replica, if it has fewer."""
-    path = ("hardware", "count")
+def with_enough_devices(content: Content, needed: int) -> dict[str, Any]:
+    """Return the content with as many devices as are needed, if it has fewer."""
     written = content["hardware"].get("count", 1)
-    return with_value(content, path, max(written, models * replicas))
+    return with_value(content, ("hardware", "count"), max(written, needed))
 
 
 def _kinds(field: FieldInfo) -> set[Any]:

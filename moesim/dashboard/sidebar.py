@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 import yaml
+from pydantic import BaseModel
 
 from moesim.dashboard.settings import (
     Content,
@@ -51,13 +52,14 @@ def ask() -> Question | None:
     scenario = scenario_from(content, source=source, folder=folder)
     if scenario.description:
         st.caption(scenario.description)
+    content, scenario, way = _deployed(content, scenario, source)
     run = _run_now()
     changes = _model_changes(scenario, source)
     for name, tenant in scenario.tenants.items():
         with st.expander(f"Tenant {name}", expanded=len(scenario.tenants) == 1):
             changes |= _tenant_changes(name, tenant, source)
     with st.expander("Deployment", expanded=True):
-        changes |= _deployment_changes(scenario, source)
+        changes |= _deployment_changes(scenario, way)
     with st.expander("Duration, seed, runs"):
         changes |= _number_changes(numbers(scenario), source)
         seed = st.number_input("Seed", min_value=0, value=0, help="Another seed, other arrivals.")
@@ -87,6 +89,18 @@ def _chosen() -> tuple[Content, str, Path | None] | None:
         return None
     path = Path(written).expanduser()
     return _parsed(_text(path), written), written, path.parent
+
+
+def _deployed(content: Content, scenario: Scenario, source: str) -> tuple[Content, Scenario, str]:
+    """Have one of the file's deployments chosen, where it has several; the last names it."""
+    ways = scenario.side_by_side()
+    if len(ways) == 1:
+        return content, scenario, source
+    own, *_ = ways
+    name = st.selectbox("Deployment", list(ways), key=f"{source}/deployment kind")
+    chosen = content["deployment"] if name == own else content["alternatives"][name]
+    rest = {key: value for key, value in content.items() if key != "alternatives"}
+    return {**rest, "deployment": chosen}, ways[name], f"{source}/{name}"
 
 
 def _text(path: Path) -> str:
@@ -172,9 +186,12 @@ def _trace_change(part: TraceArrivals, path: tuple[str, ...], source: str) -> Ch
 
 def _deployment_changes(scenario: Scenario, source: str) -> Changes:
     deployment, path = scenario.deployment, ("deployment",)
-    return _number_changes(
-        numbers(deployment, path) + numbers(deployment.scheduler, (*path, "scheduler")), source
-    )
+    settings = numbers(deployment, path) + numbers(deployment.scheduler, (*path, "scheduler"))
+    for name in ("experts", "gateway"):
+        part = getattr(deployment, name, None)
+        if isinstance(part, BaseModel):
+            settings += numbers(part, (*path, name))
+    return _number_changes(settings, source)
 
 
 def _number_changes(settings: list[Setting], source: str) -> Changes:
@@ -210,7 +227,8 @@ def _grown(content: dict[str, Any], scenario: Scenario, changes: Changes) -> dic
     replicas = changes.get(("deployment", "replicas"))
     if replicas is None:
         return content
-    models, count = len(scenario.models), scenario.hardware.count
-    if models * replicas > count:
-        st.caption(f"Runs on {models * replicas} devices; the file has {count}.")
-    return with_enough_devices(content, models=models, replicas=replicas)
+    grown = scenario.deployment.model_copy(update={"replicas": replicas})
+    needed, count = grown.devices(list(scenario.models)), scenario.hardware.count
+    if needed > count:
+        st.caption(f"Runs on {needed} devices; the file has {count}.")
+    return with_enough_devices(content, needed)

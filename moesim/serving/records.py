@@ -74,6 +74,10 @@ class Ledger:
                 record.scheduled_s = now
                 record.cached_tokens = chunk.context
 
+    def paused(self) -> None:
+        """Note that the device turns to something else: the next iteration follows no other."""
+        self._ended_s = float("nan")
+
     def advanced(
         self,
         batch: Batch,

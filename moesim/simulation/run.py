@@ -25,6 +25,7 @@ from moesim.simulation.course import Copy
 from moesim.simulation.dealing import Dealing
 from moesim.simulation.deploy import gateway_of, stations_of
 from moesim.simulation.inputs import Inputs, load_inputs
+from moesim.simulation.misses import with_misses
 from moesim.simulation.replica import Served, Usage
 from moesim.simulation.stage import Stage
 from moesim.simulation.station import Station, serve_alone
@@ -122,7 +123,7 @@ def simulate(
         usages.append(part.usage)
         bases.append(part.basis)
     del requests, found, part  # a million of them need not be held beside their records
-    records = _in_order_of_arrival(tables)
+    records = with_misses(_in_order_of_arrival(tables), stations, logs)
     basis = _weakest(bases)
     return Result(
         scenario=scenario.name,

@@ -109,6 +109,7 @@ class Stepper:
     def _load(self, chosen: int) -> Waiting:
         """Reconfigure the slice for another model."""
         rules, start_s = self._station.rules, self._env.now
+        self._counters[self._loaded].pause()
         duration_s = rules.reconfigure_s[chosen] if rules else 0.0
         yield self._env.timeout(duration_s)
         self._counters[chosen].loads.append((start_s, duration_s))
@@ -206,6 +207,10 @@ class _Counter:
         for sequence in finished:
             del self._open[sequence.request_id]
         return [sequence.request_id for sequence in finished]
+
+    def pause(self) -> None:
+        """Note that another model has the station now."""
+        self._ledger.paused()
 
     def served(self) -> Served:
         """Return what became of the requests."""

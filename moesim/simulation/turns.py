@@ -26,6 +26,11 @@ class Rules:
     urgent: bool = False
     """Whether requests have priorities that go before turns."""
 
+    @property
+    def lasting(self) -> bool:
+        """Whether a turn lasts at least until a request finishes."""
+        return self.policy != "quantum" and not self.urgent
+
 
 @dataclass(slots=True)
 class Account:
@@ -121,6 +126,11 @@ class Turns:
         worker = self.workers[self._loaded]
         self.now_s = self.end_s
         done = [(self._loaded, request) for _, request in worker.step()]
+        if not done and self._rules.lasting:
+            if not worker.planned:
+                worker.plan()
+            self.end_s = worker.end_s
+            return done
         self._accounts[self._loaded].finish(done)
         self._decide(finished=bool(done))
         return done
@@ -190,7 +200,7 @@ class Turns:
     def _stays_until_s(self) -> float:
         """Return until when no step may go on past the end of an iteration."""
         rules = self._rules
-        if rules.policy != "quantum" and not rules.urgent:
+        if rules.lasting:
             return inf
         others = [a for place, a in enumerate(self._accounts) if place != self._loaded]
         arrival_s = min((account.next_s for account in others), default=inf)

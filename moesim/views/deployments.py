@@ -9,6 +9,9 @@ import pandas as pd
 from moesim.files import write_text
 from moesim.views.charts import OTHERS, PREDICTED, Figure, new_figure
 
+WIDE = 30
+"""Ratio of figures from which an axis is logarithmic: queues that never empty dwarf all others."""
+
 
 def turnaround_over_load(table: pd.DataFrame) -> Figure:
     """Draw mean turnaround [s] over load, a line a deployment, bars from low to high.
@@ -31,6 +34,8 @@ def turnaround_over_load(table: pd.DataFrame) -> Figure:
             mode="lines+markers",
             line={"color": colour},
         )
+    if shown["median"].max() > WIDE * shown["median"].min():
+        return figure.update_yaxes(type="log").update_layout(height=450)
     return figure.update_yaxes(rangemode="tozero").update_layout(height=450)
 
 

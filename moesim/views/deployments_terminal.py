@@ -1,6 +1,6 @@
 """Deployments side by side on the terminal: a table of figures, and their ratios to the first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,9 +22,19 @@ SHOWN = (
 )
 """The figures that fit a terminal; `--json` has all."""
 
-SCALES = {"ttft_s": (1e3, "ms"), "tpot_s": (1e3, "ms"), "slo_attainment": (100, "%")}
+Scale = tuple[float, str]
+"""By what figures are multiplied to be shown, and the unit that they then have."""
+
+SCALES: dict[str, Scale] = {
+    "ttft_s": (1e3, "ms"),
+    "tpot_s": (1e3, "ms"),
+    "slo_attainment": (100, "%"),
+}
 TITLES = {**LABELS, "slo_attainment": "In SLO"}
-WIDTH = 112
+LONG_S = 10.0
+"""Durations from here on are shown in seconds."""
+WIDTH = 140
+"""Columns that the tables need; a narrower terminal wraps them."""
 
 
 def show_deployments(table: pd.DataFrame) -> None:
@@ -41,36 +51,46 @@ def show_deployments(table: pd.DataFrame) -> None:
 
 
 def _figures(part: pd.DataFrame, title: str) -> Table:
-    return _laid_out(part, title, _figure, units=True)
+    scales = {metric: _scale(part, metric) for metric, _ in SHOWN}
+    return _laid_out(part, title, lambda row: _figure(row, scales), scales)
 
 
 def _ratios(part: pd.DataFrame) -> Table:
     first = part["deployment"].iloc[0]
     rest = part[part["deployment"] != first]
-    return _laid_out(rest, f"times {first}, run by run", _ratio, units=False)
+    return _laid_out(rest, f"times {first}, run by run", _ratio)
 
 
-def _laid_out(part: pd.DataFrame, title: str, cell: Callable[[Any], str], *, units: bool) -> Table:
+def _scale(part: pd.DataFrame, metric: str) -> Scale:
+    """Return the scale of a metric's column: seconds where milliseconds would be many."""
+    scale = SCALES.get(metric, (1.0, RATE_UNITS.get(metric, "s")))
+    longest = part.loc[part["metric"] == metric, "median"].max()
+    return (1.0, "s") if scale[1] == "ms" and longest >= LONG_S else scale
+
+
+def _laid_out(
+    part: pd.DataFrame,
+    title: str,
+    cell: Callable[[Any], str],
+    scales: Mapping[str, Scale] | None = None,
+) -> Table:
     laid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
     laid.add_column("deployment", no_wrap=True)
     for metric, statistic in SHOWN:
-        laid.add_column(
-            Text(_heading(metric, statistic, units=units)), justify="right", no_wrap=True
-        )
+        laid.add_column(Text(_heading(metric, statistic, scales)), justify="right", no_wrap=True)
     for name, rows in part.groupby("deployment", sort=False):
         by_figure = rows.set_index(["metric", "statistic"])
         laid.add_row(Text(str(name)), *(Text(cell(by_figure.loc[figure])) for figure in SHOWN))
     return laid
 
 
-def _heading(metric: str, statistic: str, *, units: bool) -> str:
-    unit = SCALES.get(metric, (1, RATE_UNITS.get(metric, "s")))[1]
+def _heading(metric: str, statistic: str, scales: Mapping[str, Scale] | None) -> str:
     title = f"{TITLES[metric]} {statistic}".strip()
-    return f"{title}\n{unit}" if units else title
+    return f"{title}\n{scales[metric][1]}" if scales else title
 
 
-def _figure(row: Any) -> str:
-    scale = SCALES.get(row.name[0], (1, ""))[0]
+def _figure(row: Any, scales: Mapping[str, Scale]) -> str:
+    scale, _ = scales[row.name[0]]
     value, interval = estimate(row["median"], _ends(row, "low", "high"), scale)
     return f"{value}\n{interval}"
 

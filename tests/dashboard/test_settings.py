@@ -65,5 +65,5 @@ def test_a_value_shared_by_a_yaml_anchor_changes_in_one_place_only() -> None:
 
 def test_devices_grow_with_replicas_and_never_shrink() -> None:
     content = {"hardware": {"device": "cpu-2core", "count": 3}}
-    assert with_enough_devices(content, models=2, replicas=2)["hardware"]["count"] == 4
-    assert with_enough_devices(content, models=1, replicas=2)["hardware"]["count"] == 3
+    assert with_enough_devices(content, 4)["hardware"]["count"] == 4
+    assert with_enough_devices(content, 2)["hardware"]["count"] == 3
