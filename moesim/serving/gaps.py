@@ -24,7 +24,7 @@ PERCENTILES = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
 FEW = 16384
 """Values that are written out and sorted rather than narrowed any further."""
 
-SAMPLE = 8192
+SAMPLE = 2048
 """Gaps drawn to bracket a percentile; they decide how fast it is found, never what is found."""
 
 DEVIATIONS = 3.0

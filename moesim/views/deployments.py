@@ -1,7 +1,7 @@
 """Deployments side by side as a picture: turnaround over load, with intervals."""
 
 from html import escape
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +20,9 @@ def turnaround_over_load(table: pd.DataFrame) -> Figure:
     """
     shown = table[(table["metric"] == "turnaround_s") & (table["statistic"] == "mean")]
     figure = new_figure("Mean turnaround", "Load (1 is the scenario's own)", "Turnaround [s]")
-    for (name, rows), colour in zip(
-        shown.groupby("deployment", sort=False), cycle((PREDICTED, *OTHERS)), strict=False
+    strokes = cycle(product(("solid", "dash", "dot"), (PREDICTED, *OTHERS)))
+    for (name, rows), (dash, colour) in zip(
+        shown.groupby("deployment", sort=False), strokes, strict=False
     ):
         figure.add_scatter(
             x=rows["load"],
@@ -32,7 +33,7 @@ def turnaround_over_load(table: pd.DataFrame) -> Figure:
             },
             name=escape(str(name)),
             mode="lines+markers",
-            line={"color": colour},
+            line={"color": colour, "dash": dash},
         )
     if shown["median"].max() > WIDE * shown["median"].min():
         return figure.update_yaxes(type="log").update_layout(height=450)

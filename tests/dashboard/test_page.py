@@ -149,6 +149,22 @@ def test_every_shipped_scenario_opens(page: AppTest, name: str) -> None:
     )
 
 
+def test_one_of_several_deployments_is_chosen(page: AppTest) -> None:
+    """Two cards are faster than one that two models share; a number of either can be turned."""
+    page.selectbox(key="scenario").set_value("two-variants").run()
+    page.number_input(key="replications").set_value(1).run()
+    assert not page.exception
+    assert not page.error
+    shared = {metric.label: metric.value for metric in page.metric}
+    page.number_input(key="two-variants/consolidated (the scenario's)/deployment.ratio").set_value(
+        0.0
+    ).run()
+    assert {metric.label: metric.value for metric in page.metric} != shared
+    page.selectbox(key="two-variants/deployment kind").set_value("dedicated, two cards").run()
+    assert not page.exception
+    assert {metric.label: metric.value for metric in page.metric} != shared
+
+
 def test_without_a_demo_the_page_says_how_to_make_one(page: AppTest) -> None:
     assert any("make demo" in info.value for info in page.info)
 

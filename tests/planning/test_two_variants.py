@@ -59,7 +59,7 @@ def test_mig_saturates_where_the_link_does(ways: dict[str, Scenario]) -> None:
 
 
 def test_the_order_of_the_ways(ways: dict[str, Scenario]) -> None:
-    """Less over the link is sooner done: two cards, then what shares experts, then what does not."""
+    """Less over the link is sooner done: two cards, then shared experts, then experts apart."""
     found = {name: turnaround_s(scenario) for name, scenario in ways.items()}
     order = [
         "dedicated, two cards",
