@@ -206,6 +206,12 @@ def _setting(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _quality(predicted: Replications) -> dict[str, str]:
+    """Return the line on quality, none where the scenario names no curve."""
+    found = predicted.first.quality
+    return {"quality": found["sentence"].removeprefix("quality: ")} if found else {}
+
+
 def _facts(plan: Plan, host: Host, predicted: Replications) -> dict[str, str]:
     spec, made = plan.profile.spec, plan.profile.provenance
     requests = predicted.first.records
@@ -227,6 +233,7 @@ def _facts(plan: Plan, host: Host, predicted: Replications) -> dict[str, str]:
             f"mean prompt {prompts:.0f} and output {outputs:.0f} tokens"
         ),
         "scheduling": _scheduling(plan.scenario.deployment.scheduler),
+        **_quality(predicted),
         "prediction": (
             f"median [low, high] over {len(predicted.runs)} simulations of the same requests, the "
             f"profile redrawn within its errors: {100 * COVERAGE:.0f} % of them fall inside; "

@@ -1,4 +1,7 @@
-"""`moesim memory`: what models, experts and KV cache take on a device, and whether they fit."""
+"""`moesim memory`: what models, experts and KV cache take on a device, and whether they fit.
+
+Of a model by options, of a scenario slice by slice (`moesim.cli.memory_of_scenario`).
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,18 +15,21 @@ from moesim.errors import ScenarioError
 from moesim.facts.catalog import load_device, load_model, shipped
 from moesim.facts.configs import ARCHITECTURES
 from moesim.facts.hardware import Device
-from moesim.facts.memory import BLOCK_TOKENS, RESERVED_SHARE, MemoryDemand, plan_memory
-from moesim.facts.mig import find_profile, geometry_of
+from moesim.facts.memory import BLOCK_TOKENS, MemoryDemand, plan_memory, reserved_share
+from moesim.facts.mig import find_profile
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
-from moesim.facts.remedies import fill_with_experts, remedies, shortfall
+from moesim.facts.remedies import fill_with_experts, other_slices, remedies, shortfall
 
-HELP = f"""Show what a model, or variants of it that share experts, take on a GPU or a MIG slice.
+HELP = f"""Show what sits on a GPU or a MIG slice: of a scenario, or of a model and its variants.
 
-MODEL is a shipped name (`moesim list`), a checkpoint folder or a config.json. Formats of weights:
-{", ".join(FORMATS)}; of the KV cache: {", ".join(KV_FORMATS)}. What does not fit is said with the
-changes that would make it fit.
+Given a scenario (a shipped name or its YAML file), show every slice as `moesim simulate` divides it
+up; only --plot and --json go with it. A model is a shipped name (`moesim list`), a checkpoint
+folder or a config.json. Formats of weights: {", ".join(FORMATS)}; of the KV cache:
+{", ".join(KV_FORMATS)}. What does not fit is said with the changes that would make it fit.
 
 Examples:
+
+  moesim memory mig
 
   moesim memory mixtral-8x7b --device h100-sxm-80gb --precision fp8
 
@@ -37,9 +43,15 @@ FILL = "fit"
 
 DEVICE = "a100-sxm-80gb"
 
+ANSWERED = ("name", "as_json", "plot")
+"""What is not a scenario's to say."""
+
 
 def memory(
-    model: Annotated[str, typer.Argument(help="A shipped model, a checkpoint or a config.json.")],
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="SCENARIO|MODEL", help="A scenario, or a model's shape.")
+    ],
     device: Annotated[str, typer.Option(help="A shipped device or a YAML file.")] = DEVICE,
     slice_name: Annotated[
         str | None, typer.Option("--slice", help="A MIG profile; none is the whole device.")
@@ -70,7 +82,14 @@ def memory(
     plot: Annotated[Path | None, typer.Option(help="Draw the parts into this HTML file.")] = None,
 ) -> None:
     """Show what sits on a device or slice."""
-    spec = load_model(model, architectures=ARCHITECTURES)
+    path, is_scenario = _meant(name)
+    if is_scenario:
+        from moesim.cli.memory_of_scenario import show_scenario
+
+        _refuse_options(context)
+        show_scenario(path, as_json=as_json, plot=plot)
+        return
+    spec = load_model(str(path), architectures=ARCHITECTURES)
     hardware = load_device(device)
     demand = MemoryDemand(
         spec=spec,
@@ -83,12 +102,53 @@ def memory(
         non_expert_sets=sets,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
-        reserved_share=RESERVED_SHARE if hardware.kind == "cuda" else 0.0,
+        reserved_share=reserved_share(hardware.kind),
     )
     if resident == FILL:
         demand = fill_with_experts(demand)
     where = f"{slice_name} of {hardware.name}" if slice_name else hardware.name
-    _tell(Path(model).name, where, demand, _slices(hardware), as_json, plot)
+    _tell(Path(name).name, where, demand, other_slices(hardware), as_json, plot)
+
+
+def _meant(name: str) -> tuple[Path, bool]:
+    """Return the file or folder that a name means, and whether it is a scenario's.
+
+    What is there goes before what is shipped. Raises ScenarioError where it is nothing, or both a
+    model and a scenario.
+    """
+    there = Path(name)
+    written = _is_file(there) and there.suffix != ".json"
+    shape = (_is_file(there) and not written) or _is_file(there / "config.json")
+    model = there if shape else shipped("models").get(name)
+    scenario = there if written else shipped("scenarios").get(name)
+    if model and scenario:
+        raise ScenarioError(
+            f"{name}: both a model and a scenario; give the path of the one you mean: "
+            f"{model.resolve()} or {scenario.resolve()}"
+        )
+    if found := model or scenario:
+        return found, found == scenario
+    raise ScenarioError(
+        f"{name}: neither a file nor one of the shipped models: {', '.join(shipped('models'))}; "
+        f"nor of the scenarios: {', '.join(shipped('scenarios'))}"
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long to be a path
+        return False
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Raise ScenarioError for options that the scenario itself answers."""
+    for param in context.command.params:
+        given = context.get_parameter_source(param.name or "")
+        if given is not None and given.name == "COMMANDLINE" and param.name not in ANSWERED:
+            raise ScenarioError(
+                f"{param.opts[0]}: the scenario says that; only --plot and --json go with one"
+            )
 
 
 def _tell(
@@ -141,15 +201,6 @@ def _precision(dtype: str, weights: str | None, rest: str | None, kv: str | None
 
 def _slice_bytes(device: Device, slice_name: str | None) -> int:
     return find_profile(device, slice_name).memory_bytes if slice_name else device.memory_bytes
-
-
-def _slices(device: Device) -> dict[str, int]:
-    """Return what could be taken instead: a device's MIG profiles, and the shipped GPUs whole."""
-    profiles = geometry_of(device).profiles if device.mig else ()
-    whole = [each for name in shipped("hardware") if (each := load_device(name)).kind == "cuda"]
-    return {profile.name: profile.memory_bytes for profile in profiles} | {
-        f"a whole {each.name}": each.memory_bytes for each in whole
-    }
 
 
 def _share(text: str) -> float:

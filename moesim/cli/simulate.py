@@ -109,9 +109,9 @@ def _write_files(
         _write_folder(out, scenario, first, metrics)
         said.append(f"records, metrics and scenario written to {out}/")
     if timeline is not None:
-        from moesim.views.timeline import copies_of, write_timeline
+        from moesim.views.timeline import copies_of, reconfigurations_of, write_timeline
 
-        spans = copies_of(first.copies)
+        spans = [*copies_of(first.copies), *reconfigurations_of(first.loads)]
         write_timeline(timeline, first.records, first.logs, spans=spans)
         said.append(f"timeline written to {timeline}; open it at ui.perfetto.dev")
     if series is not None:

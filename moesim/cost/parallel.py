@@ -74,7 +74,16 @@ class Shard:
         return self.spec.vocab_size * self.spec.hidden_size // self.ranks
 
     def weight_bytes(self, precision: Precision) -> int:
-        """Return the bytes of all weights [B].
+        """Return the bytes of all weights [B]."""
+        return self.expert_bytes(precision) + self.non_expert_bytes(precision)
+
+    def expert_bytes(self, precision: Precision) -> int:
+        """Return the bytes of the pieces of experts [B]."""
+        experts = self.spec.expert_positions // self.expert_parallel
+        return experts * FORMATS[precision.experts].bytes_of(self.expert_parameters)
+
+    def non_expert_bytes(self, precision: Precision) -> int:
+        """Return the bytes of everything but experts [B].
 
         Those of the largest rank, where the vocabulary does not divide.
         """
@@ -85,12 +94,7 @@ class Shard:
         )
         cut = -(-(parts["embedding"] + parts["head"]) // self.ranks)
         plain = cut + parts["router"] + parts["norms"]
-        experts = self.spec.expert_positions // self.expert_parallel
-        return (
-            FORMATS[precision.rest].bytes_of(narrowed)
-            + FORMATS[precision.plain].bytes_of(plain)
-            + experts * FORMATS[precision.experts].bytes_of(self.expert_parameters)
-        )
+        return FORMATS[precision.rest].bytes_of(narrowed) + FORMATS[precision.plain].bytes_of(plain)
 
     @property
     def _parts(self) -> dict[str, int]:

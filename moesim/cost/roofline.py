@@ -44,7 +44,7 @@ def roofline_profile(
     """
     if spec.num_encoder_layers:
         raise ProfileError(
-            f"profile roofline: knows decoders, not {spec.model_type}; profile the model"
+            f"profile roofline: knows decoders, not {spec.model_type}; take a decoder"
         )
     durations = expected_s(spec, Rates.of(device), precision=precision)
     grid = _grid(spec, max_batched_tokens, max_num_seqs)

@@ -188,6 +188,8 @@ def _reservations(found: Replications, metrics: Mapping[str, Any], notices: list
         f"generated, {overall['preemptions']:,} preemptions. "
         f"Simulated in {format_seconds(found.elapsed_s)}. {_sentence(interval_meaning(metrics))}"
     )
+    if result.quality:
+        st.caption(_sentence(result.quality["sentence"]))
     refused = result.records[result.records["outcome"] == REFUSED]
     if not refused.empty:
         st.warning(f"{len(refused)} requests refused, the first: {refused['detail'].iloc[0]}")

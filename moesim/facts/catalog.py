@@ -21,6 +21,7 @@ SUFFIX = {
     "profiles": ".json",
     "workloads": ".yaml",
     "scenarios": ".yaml",
+    "quality": ".yaml",
 }
 
 

@@ -1,17 +1,16 @@
 """What fits: everything that sits on one slice, with the arithmetic shown.
 
 A `MemoryDemand` says what is asked for, `plan_memory` lays it out in bytes; what to do where it
-does not fit is in `moesim.facts.remedies`.
+does not fit is in `moesim.facts.remedies`. Models of different shapes, and models cut over several
+devices, are in `moesim.facts.residents`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from moesim.errors import CapacityError, ScenarioError
+from moesim.errors import ScenarioError
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, Precision
-from moesim.units import format_bytes
 
 BLOCK_TOKENS = 16
 """Tokens of a KV block, as vLLM and our engine cut the cache."""
@@ -21,37 +20,9 @@ RESERVED_SHARE = 0.1
 90 % (vLLM's `gpu_memory_utilization`, and our engine's own bound)."""
 
 
-def place(
-    model: str,
-    *,
-    weight_bytes: int,
-    kv_blocks: Sequence[int],
-    block_bytes: Sequence[int],
-    block_size: int,
-    device: str,
-    device_bytes: int,
-) -> int:
-    """Place weights and KV blocks on a device, blocks model by model; return what is left [B].
-
-    Raises CapacityError, with needs, has and remedy, when they do not fit.
-    """
-    kv_bytes = sum(count * each for count, each in zip(kv_blocks, block_bytes, strict=True))
-    free = device_bytes - weight_bytes - kv_bytes
-    if free >= 0:
-        return free
-    over = weight_bytes + sum(block_bytes) - device_bytes
-    single = "a single block" + (" of each" if len(kv_blocks) > 1 else "")
-    remedy = (
-        f"weights and {single} are {format_bytes(over)} too many; take a larger device, more "
-        "devices, a narrower precision or offloading"
-        if over > 0
-        else f"lower deployment.kv_blocks by {-(free // sum(block_bytes))} or take a larger device"
-    )
-    raise CapacityError(
-        f"model {model} does not fit on {device}: weights {format_bytes(weight_bytes)} + KV cache "
-        f"{format_bytes(kv_bytes)} ({sum(kv_blocks)} blocks of {block_size} tokens) > "
-        f"{format_bytes(device_bytes)}; {remedy}"
-    )
+def reserved_share(kind: str) -> float:
+    """Return the share of a device's memory that is set aside, by the device's kind."""
+    return RESERVED_SHARE if kind == "cuda" else 0.0
 
 
 def activation_bytes(
@@ -160,6 +131,11 @@ class MemoryPlan:
             "activations": self.activation_bytes,
             "runtime": self.reserved_bytes,
         }
+
+    @property
+    def weight_bytes(self) -> int:
+        """Non-expert sets and experts on the slice [B]."""
+        return self.non_expert_bytes + self.shared_expert_bytes + self.private_expert_bytes
 
     @property
     def used_bytes(self) -> int:

@@ -1,12 +1,14 @@
 """The way out where memory does not suffice: the smallest change of each kind that makes it fit."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
-from moesim.errors import CapacityError
+from moesim.facts.catalog import load_device, shipped
+from moesim.facts.hardware import Device
 from moesim.facts.memory import MemoryDemand, MemoryPlan, plan_memory
+from moesim.facts.mig import geometry_of
 from moesim.facts.precision import Precision
 from moesim.units import format_bytes
 
@@ -25,26 +27,20 @@ class Remedy:
     demand: MemoryDemand
 
 
-def require_fit(name: str, demand: MemoryDemand, slices: Mapping[str, int]) -> MemoryPlan:
-    """Return the plan of a demand that fits.
-
-    Raises CapacityError with needs, has and remedies where it does not; `slices` are the other
-    slices that could be taken, name to bytes.
-    """
-    plan = plan_memory(demand)
-    if not plan.fits:
-        raise CapacityError(f"{name}: {shortfall(demand, slices)}")
-    return plan
-
-
 def shortfall(demand: MemoryDemand, slices: Mapping[str, int]) -> str:
-    """Say what does not fit, and the nearest changes that would make it."""
-    plan = plan_memory(demand)
-    found = [remedy.change for remedy in remedies(demand, slices)]
-    ways = "; or ".join(found) or "no single change is enough; make several"
+    """Say what does not fit, and the nearest changes that would make it.
+
+    `slices` are the other slices that could be taken, name to bytes.
+    """
+    return short_of(plan_memory(demand), [r.change for r in remedies(demand, slices)])
+
+
+def short_of(plan: MemoryPlan, ways: Sequence[str]) -> str:
+    """Say by how much a plan does not fit, and the ways out."""
     return (
         f"needs {format_bytes(plan.used_bytes)}, has {format_bytes(plan.slice_bytes)}: "
-        f"{format_bytes(plan.short_by_bytes)} too many; {ways}"
+        f"{format_bytes(plan.short_by_bytes)} too many; "
+        f"{'; or '.join(ways) or 'no single change is enough; make several'}"
     )
 
 
@@ -66,14 +62,39 @@ def remedies(demand: MemoryDemand, slices: Mapping[str, int]) -> list[Remedy]:
 def fill_with_experts(demand: MemoryDemand) -> MemoryDemand:
     """Return the demand with as many experts resident as fit beside the rest.
 
-    At least as many as one layer visits for a token have to; if not even these fit, the demand
-    stays as it is.
+    At least as many as one layer visits for a token have to; if not even these fit, it is with
+    these, so that the plan shows what the rest has too much.
     """
-    remedy = _fewer_resident(replace(demand, resident=1.0))
     whole = replace(demand, resident=1.0)
-    if remedy is None:
-        return whole if plan_memory(whole).fits else demand
-    return remedy.demand
+    if plan_memory(whole).fits or not whole.expert_copies:
+        return whole
+    remedy = _fewer_resident(whole)
+    if remedy is not None:
+        return remedy.demand
+    fewest = min(demand.spec.num_experts_per_tok, whole.expert_copies)
+    return replace(whole, resident=_at_most(fewest, whole.expert_copies))
+
+
+def other_slices(device: Device) -> dict[str, int]:
+    """Return what could be taken in place of a device or its slices, name to bytes.
+
+    The device's MIG profiles, and the shipped GPUs whole.
+    """
+    profiles = geometry_of(device).profiles if device.mig else ()
+    whole = [each for name in shipped("hardware") if (each := load_device(name)).kind == "cuda"]
+    return {profile.name: profile.memory_bytes for profile in profiles} | {
+        f"a whole {each.name}": each.memory_bytes for each in whole
+    }
+
+
+def larger_slice(
+    slices: Mapping[str, int], enough: Callable[[int], bool]
+) -> tuple[str, int] | None:
+    """Return the smallest slice that is `enough`, as a person would take it, and its bytes [B]."""
+    for name, size in sorted(slices.items(), key=lambda item: item[1]):
+        if enough(size):
+            return f"take {name} ({format_bytes(size)})", size
+    return None
 
 
 def _fewer_blocks(demand: MemoryDemand) -> Remedy | None:
@@ -113,6 +134,8 @@ def _higher_ratio(demand: MemoryDemand) -> Remedy | None:
     if index == len(steps):
         return None
     changed = sharing(steps[index])
+    if changed.resident_copies < min(demand.resident_copies, demand.spec.num_experts_per_tok):
+        return None  # it would fit because hardly an expert is left
     return Remedy(
         change=f"raise the consolidation ratio to {changed.ratio:g} "
         f"({changed.shared_positions:,} of {positions:,} expert positions shared)",
@@ -163,12 +186,9 @@ def _narrowing(now: Precision, then: Precision) -> str:
 
 
 def _larger_slice(demand: MemoryDemand, slices: Mapping[str, int]) -> Remedy | None:
-    for name, size in _from_the_smallest(slices):
-        changed = replace(demand, slice_bytes=size)
-        if size > demand.slice_bytes and plan_memory(changed).fits:
-            return Remedy(change=f"take {name} ({format_bytes(size)})", demand=changed)
-    return None
+    def on(size: int) -> MemoryDemand:
+        return replace(demand, slice_bytes=size)
 
-
-def _from_the_smallest(slices: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    yield from sorted(slices.items(), key=lambda item: item[1])
+    larger = {name: size for name, size in slices.items() if size > demand.slice_bytes}
+    found = larger_slice(larger, lambda size: plan_memory(on(size)).fits)
+    return Remedy(change=found[0], demand=on(found[1])) if found else None

@@ -35,6 +35,7 @@ COLUMNS = (
     "ratio",
     "ratio_low",
     "ratio_high",
+    "note",
 )
 
 
@@ -61,7 +62,8 @@ def same_traffic(scenarios: Mapping[str, Scenario]) -> None:
 def side_by_side(found: Mapping[str, Replications]) -> pd.DataFrame:
     """Return a row per deployment and figure, `COLUMNS`; ratios are to the first deployment.
 
-    A figure that does not exist is NaN, as are intervals of single runs.
+    A figure that does not exist is NaN, as are intervals of single runs. Where a scenario names a
+    curve of quality there is a row `quality` with the curve's metric and what is known in words.
     """
     base = next(iter(found.values()))
     rows = []
@@ -76,9 +78,19 @@ def side_by_side(found: Mapping[str, Replications]) -> pd.DataFrame:
                     _figure(metrics["overall"], metric, statistic),
                     *_ends(metrics, metric, statistic),
                     *_ratio(replications, base, metric, statistic),
+                    "",
                 )
             )
+        rows += _quality(name, metrics["quality"])
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _quality(name: str, known: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
+    """Return the row on quality, none where no curve is named; chance has no part in it."""
+    if known is None:
+        return []
+    value = float("nan") if known["value"] is None else known["value"]
+    return [(name, "quality", known["metric"], value, *(float("nan"),) * 5, known["sentence"])]
 
 
 def _figure(overall: Mapping[str, Any], metric: str, statistic: str) -> float:

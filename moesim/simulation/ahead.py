@@ -21,11 +21,13 @@ changed nothing, so whatever comes to light meanwhile is taken into account.
 """
 
 from collections.abc import Generator, Mapping
+from collections.abc import Sequence as Row
 from heapq import heapify, heappop, heappush
 from math import inf, sqrt
 
 import numpy as np
 
+from moesim.cost.iteration import Cost
 from moesim.serving.iterations import Floats
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.sequences import Sequence
@@ -39,7 +41,7 @@ MASK = (1 << SHIFT) - 1
 ITERATIONS = 3
 """The first of the columns of `_runs` that count: iterations, decodes, tokens, context."""
 
-ROW = 6
+ROW = 4
 """Numbers of a logged row."""
 
 Steps = Generator[float, float, bool]
@@ -91,10 +93,10 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
     most_decodes, most_singles, most_attended = decodes, 0, 0
     pressed = blocked = False
     chunked, promises = limits.policy.chunked, not limits.policy.preempts
-    # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context, and the
-    # first iteration's duration and what each adds, where decodes run alone
+    # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context
     rows: list[float] = []
     log = rows.extend
+    prices = [(0, cost)]  # by row: what iterations cost from there on
     pauses: dict[int, tuple[float, list[int]]] = {}  # by row: since when, and who was decoding
     arrival = arrival_s[arrived]
     tell, limit = course.done, course.limit_s
@@ -106,7 +108,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             horizon_s = yield pending
             pending = 0.0
             if course.now_s > now:
-                log((now, 0, 0, 0, 0.0, 0.0))
+                log((now, 0, 0, 0))
                 if heap:
                     pauses.setdefault(len(rows) // ROW, (now, [entry & MASK for entry in heap]))
                 now = course.now_s
@@ -115,6 +117,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             limit = course.limit_s
             if course.cost is not cost and course.cost:
                 cost = course.cost
+                prices.append((len(rows) // ROW, cost))
                 by_sequences, by_tokens, by_emitting, lines, decoding, joined = cost.tables
                 attention_s, whole_s = known_s.setdefault(cost, ({}, {}))
         while arrival <= now:
@@ -127,7 +130,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
                 if arrived == count or arrival > horizon_s:
                     pending = arrival
                     continue
-                log((now, 0, 0, 0, 0.0, 0.0))
+                log((now, 0, 0, 0))
                 now = arrival
                 continue
             # Jump: nothing changes until a completion, or an arrival that could be admitted.
@@ -157,7 +160,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             if end > horizon_s:
                 pending = end
                 continue
-            log((now, jumped, decodes, context, base, half + half))
+            log((now, jumped, decodes, context))
             now = end
             iteration += jumped
             context += decodes * jumped
@@ -183,7 +186,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             if end > horizon_s:
                 pending = end
                 continue
-            log((now, -tokens, decodes, context, 0.0, 0.0))
+            log((now, -tokens, decodes, context))
             held += need[admitted]
             scheduled_s[admitted] = now
             now = end
@@ -258,7 +261,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             if now + duration > horizon_s:
                 pending = now + duration
                 continue
-            log((now, -tokens, decodes, context + done, 0.0, 0.0))
+            log((now, -tokens, decodes, context + done))
             held = promised
             now += duration
             iteration += 1
@@ -287,7 +290,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             finishing = heap[0] >> SHIFT if heap else 0
 
     interrupted = pauses.pop(len(rows) // ROW, None)
-    runs, duration_s = _runs(rows, now)
+    runs, duration_s = _runs(rows, now, prices)
     iterations, running, tokens_each, cached = runs[ITERATIONS:]
     cost = replica.cost
     cost.asked.include(
@@ -310,28 +313,38 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
     return not pressed
 
 
-def _runs(rows: list[float], end_s: float) -> tuple[Floats, Floats]:
+def _runs(rows: list[float], end_s: float, prices: Row[tuple[int, Cost]]) -> tuple[Floats, Floats]:
     """Spell the loop's rows out as the columns of `moesim.serving.iterations`, (7, R).
 
-    A row lasts until the next begins; rows in which nothing ran are left out. Returns the rows'
-    durations (R,) too.
+    A row lasts until the next begins; rows in which nothing ran are left out. `prices` say from
+    which row on a cost held. Returns the rows' durations (R,) too.
     """
-    table = np.fromiter(rows, float, len(rows)).reshape(-1, ROW).T
-    duration_s = np.diff(table[0], append=end_s)
-    ran = table[1] != 0
-    if not ran.all():
-        table, duration_s = table[:, ran], duration_s[ran]
-    start_s, steps, decodes, context, base, growth = table
+    start_s, steps, decodes, context = np.fromiter(rows, float, len(rows)).reshape(-1, ROW).T
+    duration_s = np.diff(start_s, append=end_s)
+    flat, slope = _lines(decodes, prices)
     mixed = steps < 0
     runs = np.empty((7, len(steps)))
     runs[0] = start_s
-    runs[1] = np.where(mixed, duration_s, base)
-    runs[2] = growth
+    runs[1] = np.where(mixed, duration_s, flat + slope * context)
+    runs[2] = np.where(mixed, 0.0, slope * decodes)
     runs[3] = np.where(mixed, 1.0, steps)
     runs[4] = decodes
     runs[5] = np.where(mixed, -steps, decodes)
     runs[6] = context
-    return runs, duration_s
+    ran = steps != 0
+    return (runs, duration_s) if ran.all() else (runs[:, ran], duration_s[ran])
+
+
+def _lines(decodes: Floats, prices: Row[tuple[int, Cost]]) -> tuple[Floats, Floats]:
+    """Return duration without context and slope over it, of decodes alone, row by row (R,) each."""
+    begins = [row for row, _ in prices] + [len(decodes)]
+    tables: dict[Cost, int] = {}
+    place = [tables.setdefault(cost, len(tables)) for _, cost in prices]
+    alone = np.stack([np.array(cost.tables.decoding) for cost in tables])  # [costs, n, 2]
+    which = np.repeat(place, np.diff(begins))
+    count = np.minimum(decodes, alone.shape[1] - 1).astype(np.intp)
+    flat, slope = alone[which, count].T
+    return flat, slope
 
 
 def _taken_up(

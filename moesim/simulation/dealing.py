@@ -6,6 +6,7 @@ import pandas as pd
 
 from moesim.scenario import Scenario
 from moesim.simulation.prefixes import with_block_names
+from moesim.simulation.replica import Replica
 from moesim.simulation.station import Station
 
 
@@ -39,12 +40,19 @@ class Dealing:
         merged = parts[0] if len(parts) == 1 else pd.concat(parts)
         return merged.sort_values(["arrival_s", "request_id"], ignore_index=True)
 
+    def undealt(self) -> pd.DataFrame:
+        """Return all requests as they were drawn, whoever they will go to."""
+        return self._named(self._requests, self._stations[0].replicas[0])
+
     def _of_model(self, model: str) -> pd.DataFrame:
-        """Return a model's requests, their prompts' blocks named if its replicas keep prefixes."""
+        """Return a model's requests."""
         requests = self._requests
         mine = requests if self._lone else requests[requests["model"] == model]
         station = self._stations[self._homes[model][0]]
-        replica = station.replicas[station.models.index(model)]
+        return self._named(mine, station.replicas[station.models.index(model)])
+
+    def _named(self, mine: pd.DataFrame, replica: Replica) -> pd.DataFrame:
+        """Return requests with their prompts' blocks named, if the replica keeps prefixes."""
         if replica.keeps_prefixes:
             return with_block_names(mine, self._scenario, replica.cache.block_size)
         return mine.drop(columns="prefix") if "prefix" in mine else mine

@@ -22,19 +22,13 @@ from moesim.deployment import (
 from moesim.facts.slices import Slice, check_divides, group, mig_slices, whole
 from moesim.scenario import Scenario
 from moesim.simulation.builder import Builder
-from moesim.simulation.draft import (
-    by_link,
-    factors_of,
-    lone,
-    offloaded,
-    side_by_side,
-    stations,
-    swapped_whole,
-)
+from moesim.simulation.draft import Draft, Drafted, by_link, factors_of
+from moesim.simulation.drafting import lone, offloaded, side_by_side, swapped_whole
 from moesim.simulation.gateway import Gateway
 from moesim.simulation.inputs import Inputs
+from moesim.simulation.pool import pooled, pooled_offloaded
 from moesim.simulation.residency import bandwidth_of
-from moesim.simulation.station import Station
+from moesim.simulation.station import Pricing, Station
 from moesim.simulation.turns import Rules
 
 
@@ -43,13 +37,20 @@ def stations_of(scenario: Scenario, inputs: Inputs) -> list[Station]:
 
     Raises ScenarioError or CapacityError where a slice does not exist or hold what it should.
     """
+    return [station for each in drafted_of(scenario, inputs) for station in each.stations()]
+
+
+def drafted_of(scenario: Scenario, inputs: Inputs) -> list[Drafted]:
+    """Return drafts of every slice, whether or not it holds what it should.
+
+    Raises ScenarioError or CapacityError where a slice does not exist.
+    """
     deployment = scenario.deployment
     if not isinstance(deployment, ExpertRouter):
-        return _stations(Builder(scenario, inputs, deployment), list(scenario.models))
+        return [_drafted(Builder(scenario, inputs, deployment), list(scenario.models))]
     return [
-        station
+        _drafted(Builder(scenario, inputs, own), [model])
         for model, own in deployment.experts.items()
-        for station in _stations(Builder(scenario, inputs, own), [model])
     ]
 
 
@@ -65,32 +66,32 @@ def gateway_of(scenario: Scenario, seed: int) -> Gateway | None:
     )
 
 
-def _stations(builder: Builder, models: Sequence[str]) -> list[Station]:
+def _drafted(builder: Builder, models: Sequence[str]) -> Drafted:
     return _KINDS[builder.deployment.kind](builder, builder.deployment, models)
 
 
-def _dedicated(builder: Builder, deployment: Dedicated, models: Sequence[str]) -> list[Station]:
+def _dedicated(builder: Builder, deployment: Dedicated, models: Sequence[str]) -> Drafted:
     if deployment.experts is None:
         part = whole(builder.device) if builder.has_device else None
         drafts = [lone(builder, model, part) for model in models]
     else:
         part = whole(builder.device)
         drafts = [offloaded(builder, [model], part, deployment.experts) for model in models]
-    return [draft.station() for draft in drafts for _ in range(deployment.replicas)]
+    return Drafted(drafts=[draft for draft in drafts for _ in range(deployment.replicas)])
 
 
 def _grouped(
     builder: Builder, deployment: TensorParallel | ExpertParallel, models: Sequence[str]
-) -> list[Station]:
+) -> Drafted:
     parts = 1 if isinstance(deployment, TensorParallel) else deployment.expert_parallel
     part = group(builder.device, tensor_parallel=deployment.tensor_parallel, expert_parallel=parts)
     for model in models:
         check_divides(builder.profile(model).spec, part)
     drafts = [lone(builder, model, part) for model in models]
-    return [draft.station() for draft in drafts for _ in range(deployment.replicas)]
+    return Drafted(drafts=[draft for draft in drafts for _ in range(deployment.replicas)])
 
 
-def _mig(builder: Builder, deployment: Mig, models: Sequence[str]) -> list[Station]:
+def _mig(builder: Builder, deployment: Mig, models: Sequence[str]) -> Drafted:
     dealt = deployment.dealt(models)
     drafts = []
     for index, part in enumerate(mig_slices(builder.device, deployment.layout)):
@@ -100,38 +101,40 @@ def _mig(builder: Builder, deployment: Mig, models: Sequence[str]) -> list[Stati
             drafts.append(offloaded(builder, here, part, deployment.experts, rules=rules))
         elif here:
             drafts.append(side_by_side(builder, here, part, rules=rules))
-    return stations(drafts, by_link(drafts))
+    return Drafted(drafts=drafts, pricing=by_link)
 
 
-def _mps(builder: Builder, deployment: Mps, models: Sequence[str]) -> list[Station]:
-    """Return a station a model: SMs of its own, a part of the memory, bandwidth that all share."""
-    device, count = builder.device, len(models)
-    parts = [
-        Slice(
+def _mps(builder: Builder, deployment: Mps, models: Sequence[str]) -> Drafted:
+    """Draft each model on SMs of its own; memory and bandwidth are everybody's."""
+    device = builder.device
+    parts = {
+        model: Slice(
             name=f"{device.name}/{deployment.sm_percent[model]:g} % of the SMs",
             compute_share=deployment.sm_percent[model] / 100,
             bandwidth_share=1.0,
-            memory_bytes=device.memory_bytes // count,
+            memory_bytes=device.memory_bytes,
         )
         for model in models
-    ]
-    drafts = [
-        lone(builder, model, part)
-        if deployment.experts is None
-        else offloaded(builder, [model], part, deployment.experts)
-        for model, part in zip(models, parts, strict=True)
-    ]
-    factor = factors_of(drafts)
+    }
+    if deployment.experts is None:
+        drafts = pooled(builder, parts)
+    else:
+        drafts = pooled_offloaded(builder, parts, deployment.experts)
 
-    def pricing(member: int, busy: frozenset[int]) -> Sequence[Cost]:
-        part = replace(parts[member], bandwidth_share=1 / len(busy))
-        own = builder.cost(models[member], part)
-        return drafts[member].costs(factor(member, busy) if factor else 1.0, [own])
+    def beside_others(drafts: Sequence[Draft]) -> Pricing:
+        factor = factors_of(drafts)
 
-    return stations(drafts, pricing if count > 1 else None)
+        def pricing(member: int, busy: frozenset[int]) -> Sequence[Cost]:
+            part = replace(parts[models[member]], bandwidth_share=1 / len(busy))
+            own = builder.cost(models[member], part)
+            return drafts[member].costs(factor(member, busy) if factor else 1.0, [own])
+
+        return pricing
+
+    return Drafted(drafts=drafts, pricing=beside_others if len(models) > 1 else None, pool=True)
 
 
-def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]) -> list[Station]:
+def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]) -> Drafted:
     bytes_per_s = bandwidth_of(deployment.load_gb_per_s, builder.device, "load_gb_per_s")
     drafts = []
     for part in _parts(builder, deployment):
@@ -143,21 +146,19 @@ def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]
         loads_s = [count / bytes_per_s + deployment.load_overhead_s for count in held]
         rules = _rules(builder, deployment.turns, deployment.quantum_s, loads_s)
         drafts.append(replace(draft, rules=rules))
-    return stations(drafts, by_link(drafts) if deployment.layout else None)
+    return Drafted(drafts=drafts, pricing=by_link if deployment.layout else None)
 
 
-def _offloaded(builder: Builder, deployment: Offloaded, models: Sequence[str]) -> list[Station]:
+def _offloaded(builder: Builder, deployment: Offloaded, models: Sequence[str]) -> Drafted:
     rules = _rules(builder, deployment.turns, deployment.quantum_s, [0.0] * len(models))
     drafts = [
         offloaded(builder, models, part, deployment.experts, rules=rules)
         for part in _parts(builder, deployment)
     ]
-    return stations(drafts, by_link(drafts) if deployment.layout else None)
+    return Drafted(drafts=drafts, pricing=by_link if deployment.layout else None)
 
 
-def _consolidated(
-    builder: Builder, deployment: Consolidated, models: Sequence[str]
-) -> list[Station]:
+def _consolidated(builder: Builder, deployment: Consolidated, models: Sequence[str]) -> Drafted:
     one = deployment.non_expert_sets == "one" and len(models) > 1
     bytes_per_s = bandwidth_of(deployment.swap_gb_per_s, builder.device, "swap_gb_per_s")
     swaps_s = [
@@ -177,7 +178,7 @@ def _consolidated(
         )
         for part in _parts(builder, deployment)
     ]
-    return stations(drafts, by_link(drafts) if deployment.layout else None)
+    return Drafted(drafts=drafts, pricing=by_link if deployment.layout else None)
 
 
 def _rules(builder: Builder, turns: str, quantum_s: float, reconfigure_s: Sequence[float]) -> Rules:
@@ -196,7 +197,7 @@ def _parts(builder: Builder, deployment: TimeShared | Offloaded | Consolidated) 
     return [whole(builder.device)] * deployment.replicas
 
 
-_KINDS: Mapping[str, Callable[..., list[Station]]] = MappingProxyType(
+_KINDS: Mapping[str, Callable[..., Drafted]] = MappingProxyType(
     {
         "dedicated": _dedicated,
         "tensor_parallel": _grouped,

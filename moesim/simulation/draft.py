@@ -1,35 +1,55 @@
 """A draft: a slice, the models on it and what their iterations cost, before it is a station.
 
-Neighbours on one device slow each other down in ways that are only known when all are drafted.
+Neighbours on one device slow each other down in ways that are only known when all are drafted. What
+a draft asks of its slice's memory is known without any costs, and whether or not it fits.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from moesim.cost.iteration import Cost
 from moesim.cost.link import stretch
-from moesim.cost.parallel import Shard
 from moesim.deployment import Offloading
-from moesim.facts.memory import RESERVED_SHARE, place
-from moesim.facts.precision import FORMATS
 from moesim.facts.slices import Slice
 from moesim.simulation.builder import Builder, Load
-from moesim.simulation.residency import reside
+from moesim.simulation.residency import Mask
+from moesim.simulation.slice_memory import SliceMemory
 from moesim.simulation.station import Crowd, Pricing, Station
 from moesim.simulation.turns import Rules
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Draft:
-    """Models on a slice; `loads` are what absent experts add, None where none is absent."""
+    """Models on a slice.
+
+    `memory` is None on a device whose memory is not known. `seen` are the expert copies that each
+    model can use, None where it has all.
+    """
 
     builder: Builder
     models: tuple[str, ...]
     part: Slice | None
+    memory: SliceMemory | None
     blocks: tuple[int, ...]
-    owns: tuple[Cost, ...]
-    loads: tuple[Load | None, ...]
+    seen: tuple[Mask | None, ...]
+    offloading: Offloading | None = None
     rules: Rules | None = None
+
+    @cached_property
+    def owns(self) -> tuple[Cost, ...]:
+        """What iterations of each model cost with all its experts there."""
+        return tuple(self.builder.cost(model, self.part) for model in self.models)
+
+    @cached_property
+    def loads(self) -> tuple[Load | None, ...]:
+        """What absent experts add, model by model; None where none is absent."""
+        return tuple(
+            None
+            if seen is None or self.offloading is None
+            else self.builder.load(model, own, seen, self.offloading)
+            for model, own, seen in zip(self.models, self.owns, self.seen, strict=True)
+        )
 
     @property
     def link_share(self) -> float:
@@ -52,7 +72,9 @@ class Draft:
         )
 
     def station(self, crowd: Crowd | None = None, member: int = 0) -> Station:
-        """Return the station."""
+        """Return the station; CapacityError where its memory does not hold what it should."""
+        if self.memory is not None:
+            self.memory.require_fit()
         replicas = tuple(
             self.builder.replica(model, cost, blocks)
             for model, cost, blocks in zip(self.models, self.costs(), self.blocks, strict=True)
@@ -63,12 +85,30 @@ class Draft:
         )
 
 
-def stations(drafts: Sequence[Draft], pricing: Pricing | None) -> list[Station]:
-    """Return the stations of one device; `pricing` where neighbours slow each other down."""
-    if pricing is None:
-        return [draft.station() for draft in drafts]
-    crowd = Crowd(pricing=pricing)
-    return [draft.station(crowd, member) for member, draft in enumerate(drafts)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafted:
+    """The drafts of devices that have nothing to do with others.
+
+    `pricing` says how neighbours slow each other down, if they do. In one `pool` all have the same
+    memory.
+    """
+
+    drafts: Sequence[Draft]
+    pricing: Callable[[Sequence[Draft]], Pricing | None] | None = None
+    pool: bool = False
+
+    def stations(self) -> list[Station]:
+        """Return the stations; raises CapacityError where a slice does not hold what it should."""
+        pricing = self.pricing(self.drafts) if self.pricing else None
+        if pricing is None:
+            return [draft.station() for draft in self.drafts]
+        crowd = Crowd(pricing=pricing)
+        return [draft.station(crowd, member) for member, draft in enumerate(self.drafts)]
+
+    def memories(self) -> list[SliceMemory]:
+        """Return what sits on each slice."""
+        known = [draft.memory for draft in self.drafts if draft.memory is not None]
+        return known[:1] if self.pool else known
 
 
 Factor = Callable[[int, frozenset[int]], float]
@@ -96,167 +136,3 @@ def by_link(drafts: Sequence[Draft]) -> Pricing | None:
     if factor is None:
         return None
     return lambda member, busy: drafts[member].costs(factor(member, busy))
-
-
-def lone(builder: Builder, model: str, part: Slice | None) -> Draft:
-    """Draft one model that has a slice for itself, all of it resident."""
-    return Draft(
-        builder=builder,
-        models=(model,),
-        part=part,
-        blocks=(_blocks_of_one(builder, model, part),),
-        owns=(builder.cost(model, part),),
-        loads=(None,),
-    )
-
-
-def side_by_side(
-    builder: Builder,
-    models: Sequence[str],
-    part: Slice,
-    *,
-    rules: Rules | None = None,
-    swapped: bool = False,
-) -> Draft:
-    """Draft models of any shape in turns; their weights are there at once, or `swapped` in and out.
-
-    KV room is divided evenly: a model that waits for its turn keeps its blocks.
-    """
-    weights = [_weight_bytes(builder, model, part) for model in models]
-    held = max(weights) if swapped else sum(weights)
-    return Draft(
-        builder=builder,
-        models=tuple(models),
-        part=part,
-        blocks=_divided(builder, models, part, held, builder.deployment.kv_blocks),
-        owns=tuple(builder.cost(model, part) for model in models),
-        loads=(None,) * len(models),
-        rules=rules,
-    )
-
-
-def offloaded(
-    builder: Builder,
-    models: Sequence[str],
-    part: Slice,
-    offloading: Offloading,
-    *,
-    rules: Rules | None = None,
-    ratio: float = 0.0,
-    non_expert_sets: int | None = None,
-) -> Draft:
-    """Draft variants of one shape whose experts may wait in host memory."""
-    residency = reside(
-        [builder.profile(model) for model in models],
-        part,
-        builder.device,
-        precision=builder.precision(models[0]),
-        offloading=offloading,
-        kv_blocks=builder.deployment.kv_blocks,
-        max_batched_tokens=builder.scheduler.max_batched_tokens,
-        max_num_seqs=builder.scheduler.max_num_seqs,
-        ratio=ratio,
-        non_expert_sets=non_expert_sets,
-    )
-    owns = tuple(builder.cost(model, part) for model in models)
-    loads = [
-        None if residency.complete else builder.load(model, own, seen, offloading)
-        for model, own, seen in zip(models, owns, residency.seen, strict=True)
-    ]
-    blocks = residency.demand.kv_blocks // len(models)
-    return Draft(
-        builder=builder,
-        models=tuple(models),
-        part=part,
-        blocks=(blocks,) * len(models),
-        owns=owns,
-        loads=tuple(loads),
-        rules=rules,
-    )
-
-
-def swapped_whole(
-    builder: Builder, models: Sequence[str], part: Slice, offloading: Offloading
-) -> tuple[Draft, list[int]]:
-    """Draft models of which one is on the slice at a time, some of its experts in host memory.
-
-    Returns the bytes of each that a change of model loads too. A model that waits for its turn
-    keeps its KV blocks.
-    """
-    asked = builder.deployment.kv_blocks
-    residencies = []
-    for model in models:
-        profile = builder.profile(model)
-        longest = -(-profile.spec.max_position_embeddings // profile.kv.block_size)
-        residencies.append(
-            reside(
-                [profile],
-                part,
-                builder.device,
-                precision=builder.precision(model),
-                offloading=offloading,
-                kv_blocks=len(models) * (asked or longest),
-                max_batched_tokens=builder.scheduler.max_batched_tokens,
-                max_num_seqs=builder.scheduler.max_num_seqs,
-            )
-        )
-    owns = tuple(builder.cost(model, part) for model in models)
-    draft = Draft(
-        builder=builder,
-        models=tuple(models),
-        part=part,
-        blocks=tuple(each.demand.kv_blocks // len(models) for each in residencies),
-        owns=owns,
-        loads=tuple(
-            None if each.complete else builder.load(model, own, each.seen[0], offloading)
-            for model, own, each in zip(models, owns, residencies, strict=True)
-        ),
-    )
-    held = [
-        each.plan.non_expert_bytes + each.plan.shared_expert_bytes + each.plan.private_expert_bytes
-        for each in residencies
-    ]
-    return draft, held
-
-
-def _blocks_of_one(builder: Builder, model: str, part: Slice | None) -> int:
-    """Return a lone model's KV blocks; CapacityError where they do not fit its slice."""
-    own, asked = builder.profile(model).kv.num_blocks, builder.deployment.kv_blocks
-    if part is None:
-        return asked or own
-    asked = asked or (own if part.whole else None)
-    return _divided(builder, [model], part, _weight_bytes(builder, model, part), asked)[0]
-
-
-def _divided(
-    builder: Builder, models: Sequence[str], part: Slice, held_bytes: int, asked: int | None
-) -> tuple[int, ...]:
-    """Return each model's KV blocks beside the weights on a slice, or what is asked for.
-
-    Raises CapacityError, with needs, has and remedy, where they do not fit.
-    """
-    each = [_block_bytes(builder, model, part) for model in models]
-    room = ((1 - RESERVED_SHARE) * part.memory_bytes - held_bytes) / len(models)
-    blocks = tuple(asked or max(1, int(room // block_bytes)) for block_bytes in each)
-    place(
-        " and ".join(models),
-        weight_bytes=held_bytes,
-        kv_blocks=blocks,
-        block_bytes=each,
-        block_size=builder.profile(models[0]).kv.block_size,
-        device=part.name,
-        device_bytes=part.memory_bytes,
-    )
-    return blocks
-
-
-def _weight_bytes(builder: Builder, model: str, part: Slice) -> int:
-    """Return what a model's weights take on each device of a slice [B]."""
-    return Shard.of(builder.profile(model).spec, part).weight_bytes(builder.precision(model))
-
-
-def _block_bytes(builder: Builder, model: str, part: Slice) -> int:
-    """Return what a KV block takes on each device of a slice [B]."""
-    profile = builder.profile(model)
-    values = profile.kv.block_size * Shard.of(profile.spec, part).kv_values_per_token
-    return FORMATS[builder.precision(model).kv].bytes_of(values)

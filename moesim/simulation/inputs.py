@@ -7,12 +7,13 @@ from moesim.cost.profile import Profile, load_profile
 from moesim.cost.roofline import roofline_profile
 from moesim.errors import ProfileError
 from moesim.facts.catalog import load_device, load_model
-from moesim.facts.configs import ARCHITECTURES, RUNNABLE
+from moesim.facts.configs import ARCHITECTURES, DECODERS
 from moesim.facts.hardware import Device
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
 from moesim.requests import Traces, load_traces
 from moesim.scenario import PROFILED, ROOFLINE, Model, Scenario
+from moesim.simulation.quality import Quality, quality_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +25,19 @@ class Inputs:
     profiles: Mapping[str, Profile]
     """By model."""
     traces: Traces
+    quality: Quality | None = None
+    """What is known of the deployment's quality."""
 
 
 def load_inputs(scenario: Scenario, profiles: Mapping[str, Profile] | None = None) -> Inputs:
     """Read the files behind a scenario; raises what `simulate` raises where one does not fit."""
     device = _device(scenario)
+    found = load_profiles(scenario, profiles or {}, device)
     return Inputs(
         device=device,
-        profiles=load_profiles(scenario, profiles or {}, device),
+        profiles=found,
         traces=load_traces(scenario),
+        quality=quality_of(scenario, found),
     )
 
 
@@ -54,8 +59,8 @@ def load_profiles(
             )
     profiles = {}
     for name, model in scenario.models.items():
-        # A roofline knows more architectures than the engine runs.
-        known = ARCHITECTURES if model.profile == ROOFLINE else RUNNABLE
+        # What a roofline cannot do it says itself; only decoders are profiled.
+        known = ARCHITECTURES if model.profile == ROOFLINE else DECODERS
         folder = scenario.folder
         spec = load_model(model.architecture, relative_to=folder, architectures=known)
         profile = given.get(name) or _profile_of(scenario, name, spec, device)

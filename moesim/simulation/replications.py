@@ -47,7 +47,7 @@ Metrics = dict[str, Any]
 Progress = Callable[[int, int], None]
 """Told how many runs are done, and how many there will be."""
 
-ESTIMATED = ("overall", "tenants", "fairness", "utilisation")
+ESTIMATED = ("overall", "tenants", "fairness", "utilisation", "reconfigurations")
 """The branches of the metrics whose numbers are medians and have intervals."""
 
 COVERAGE = 0.9

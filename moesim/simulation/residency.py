@@ -16,13 +16,12 @@ from moesim.cost.offload import (
 )
 from moesim.cost.profile import Profile
 from moesim.deployment import Offloading
-from moesim.errors import CapacityError, ScenarioError
+from moesim.errors import ScenarioError
 from moesim.facts.hardware import Device
-from moesim.facts.memory import RESERVED_SHARE, MemoryDemand, MemoryPlan, plan_memory
+from moesim.facts.memory import MemoryDemand, MemoryPlan, plan_memory
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
-from moesim.facts.remedies import fill_with_experts, shortfall
-from moesim.facts.slices import Slice
+from moesim.facts.remedies import fill_with_experts
 
 Mask = NDArray[np.bool]
 
@@ -43,21 +42,21 @@ class Residency:
 
 def reside(
     profiles: Sequence[Profile],
-    part: Slice,
-    device: Device,
+    slice_bytes: int,
     *,
     precision: Precision,
     offloading: Offloading,
     kv_blocks: int | None,
     max_batched_tokens: int,
     max_num_seqs: int,
+    reserved_share: float,
     ratio: float = 0.0,
     non_expert_sets: int | None = None,
 ) -> Residency:
-    """Lay out variants of one shape on a slice.
+    """Lay out variants of one shape on a slice, whether they fit or not.
 
     Unless told, the KV cache of each holds one longest sequence, as `moesim memory` takes it.
-    Raises ScenarioError where the shapes differ, CapacityError where not even that fits.
+    Raises ScenarioError where the shapes differ.
     """
     spec, count = profiles[0].spec, len(profiles)
     block_size = profiles[0].kv.block_size
@@ -66,7 +65,7 @@ def reside(
     fit = offloading.resident == "fit"
     demand = MemoryDemand(
         spec=spec,
-        slice_bytes=part.memory_bytes,
+        slice_bytes=slice_bytes,
         precision=precision,
         kv_blocks=count * blocks,
         block_size=block_size,
@@ -76,14 +75,11 @@ def reside(
         non_expert_sets=non_expert_sets,
         max_batched_tokens=max_batched_tokens,
         max_num_seqs=max_num_seqs,
-        reserved_share=RESERVED_SHARE if device.kind == "cuda" else 0.0,
+        reserved_share=reserved_share,
     )
     if fit:
         demand = fill_with_experts(demand)
-    plan = plan_memory(demand)
-    if not plan.fits:
-        raise CapacityError(f"{part.name}: {shortfall(demand, {})}")
-    return Residency(demand=demand, plan=plan, seen=_seen(demand, profiles))
+    return Residency(demand=demand, plan=plan_memory(demand), seen=_seen(demand, profiles))
 
 
 def misses_of(

@@ -13,6 +13,7 @@ import pandas as pd
 from moesim import MODEL_REVISION
 from moesim.cost.curves import WEAKEST
 from moesim.cost.profile import Profile
+from moesim.deployment import ExpertRouter
 from moesim.errors import ScenarioError
 from moesim.requests import draw_requests, requests_from
 from moesim.scenario import Scenario
@@ -26,6 +27,7 @@ from moesim.simulation.dealing import Dealing
 from moesim.simulation.deploy import gateway_of, stations_of
 from moesim.simulation.inputs import Inputs, load_inputs
 from moesim.simulation.misses import with_misses
+from moesim.simulation.quality import Quality
 from moesim.simulation.replica import Served, Usage
 from moesim.simulation.stage import Stage
 from moesim.simulation.station import Station, serve_alone
@@ -49,6 +51,7 @@ class Result:
     warnings: tuple[str, ...]
     slos: Mapping[str, SloTargets]
     elapsed_s: float
+    quality: Quality | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Return `overall` and `tenants`, the verdict on the run, utilisation, basis, warnings."""
@@ -60,7 +63,15 @@ class Result:
             **figures,
             "fairness": fairness(self.records) if len(figures["tenants"]) > 1 else None,
             "steady": steady_state(self.records).as_dict(),
-            "utilisation": {each.replica: self._utilisation(each) for each in self.usages},
+            "utilisation": {each.replica: self._share(each.busy_s) for each in self.usages},
+            "reconfigurations": {
+                each.replica: {
+                    "count": each.reconfigurations,
+                    "share_of_time": self._share(each.reconfiguring_s),
+                }
+                for each in self.usages
+            },
+            "quality": self.quality,
             "basis": self.basis,
             "warnings": list(self.warnings),
         }
@@ -77,20 +88,20 @@ class Result:
             [
                 {
                     **asdict(usage),
-                    "utilisation": self._utilisation(usage),
+                    "utilisation": self._share(usage.busy_s),
                     "mean_batched_tokens": usage.batched_tokens / max(1, usage.iterations),
                 }
                 for usage in self.usages
             ]
         )
 
-    def _utilisation(self, usage: Usage) -> float:
-        """Return the share of the run in which a replica computed."""
+    def _share(self, seconds: float) -> float:
+        """Return the share of the run that some seconds are."""
         arrival_s = self.records["arrival_s"].to_numpy(dtype=float)
         finish_s = self.records["finish_s"].to_numpy(dtype=float)
         last_s = np.nanmax(finish_s, initial=-np.inf)
         span_s = float(last_s - arrival_s.min())
-        return usage.busy_s / span_s if span_s > 0 else 0.0
+        return seconds / span_s if span_s > 0 else 0.0
 
 
 def simulate(
@@ -137,6 +148,7 @@ def simulate(
         warnings=tuple(_warnings(inputs.profiles, basis)),
         slos=scenario.slos,
         elapsed_s=time.perf_counter() - started,
+        quality=inputs.quality,
     )
 
 
@@ -198,7 +210,8 @@ def _people(
     """Have those requests arrive on the stage that a station is handed, and seat the users."""
     if not handed:
         return
-    stage.replay(requests_from(dealing.of(handed)))
+    routed = isinstance(scenario.deployment, ExpertRouter)
+    stage.replay(requests_from(dealing.undealt() if routed else dealing.of(handed)))
     block_size = stations[0].replicas[0].cache.block_size
     users = users_of(scenario, block_size, seed)
     stage.seat(users, until_s=scenario.duration_s, ids=count(numbered))
@@ -207,19 +220,19 @@ def _people(
 def _handed(scenario: Scenario, stations: Sequence[Station]) -> frozenset[str]:
     """Return the models whose requests depend, or where they go, on what the stations do.
 
-    A model that shares a station with such a one is one too.
+    A model that shares a station with such a one is one too; behind a gateway all are if one is.
     """
     homes = Counter(model for station in stations for model in station.models)
     asked = {
         tenant.model for tenant in scenario.tenants.values() if isinstance(tenant.arrivals, Users)
     }
-    if asked - homes.keys():  # a gateway's users may ask anybody
-        return frozenset(homes)
     found = asked | {
         model
         for model, count in homes.items()
         if count > 1 and scenario.deployment_of(model).dispatcher != "round_robin"
     }
+    if found and isinstance(scenario.deployment, ExpertRouter):
+        return frozenset(homes)
     while True:
         beside = {
             model

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from moesim.views.tables import estimate
 from moesim.views.wording import LABELS, MISSING, RATE_UNITS
+from moesim.views.workload_terminal import printable
 
 SHOWN = (
     ("ttft_s", "p50"),
@@ -48,6 +49,9 @@ def show_deployments(table: pd.DataFrame) -> None:
             console.print(_ratios(part))
     meaning = "median over runs, [low, high]: nine in ten single runs fall inside"
     console.print(meaning, markup=False)
+    known = table[table["metric"] == "quality"].drop_duplicates("deployment")
+    for name, note in zip(known["deployment"], known["note"], strict=True):
+        console.print(printable(f"{name}: {note}"), markup=False, soft_wrap=True)
 
 
 def _figures(part: pd.DataFrame, title: str) -> Table:

@@ -1,6 +1,6 @@
 """Charts of what sits on a slice, and the page they are on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from moesim.facts.memory import MemoryPlan
 from moesim.files import write_text
 from moesim.units import GIB
 from moesim.views.charts import INK, MEASURED, OTHERS, PREDICTED, Figure, new_figure
-from moesim.views.report import _embedded, _page
+from moesim.views.report import _embedded, _notes, _page
 
 COLOURS = (PREDICTED, *OTHERS[:1], OTHERS[3], OTHERS[4], OTHERS[2], MEASURED[1])
 """One for each part of a plan, in the plan's order."""
@@ -49,11 +49,18 @@ def _mark_ends(figure: Figure, names: list[str], sizes_gib: list[float]) -> None
     )
 
 
-def write_page(path: Path, name: str, sentence: str, plans: Mapping[str, MemoryPlan]) -> None:
-    """Write the chart of some plans; the page appears whole or not at all."""
+def write_page(
+    path: Path,
+    name: str,
+    sentence: str,
+    plans: Mapping[str, MemoryPlan],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the chart of some plans, and notes below; the page appears whole or not at all."""
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="headline">{escape(sentence)}</p>',
         _embedded(memory_chart(plans), "0", with_script=True),
+        *_notes(list(notes)),
     ]
     write_text(path, _page(name, parts))

@@ -1,14 +1,17 @@
 """What sits on a slice, on the terminal: a table of its parts and a bar in characters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import floor
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from moesim.facts.memory import MemoryDemand, MemoryPlan, plan_memory
+from moesim.facts.memory import MemoryPlan
 from moesim.units import GIB, format_bytes
+from moesim.views.memory_parts import Demand, made_of, plan_of
+from moesim.views.workload_terminal import printable
 
 LETTERS = {
     "non-expert sets": "N",
@@ -27,13 +30,18 @@ FREE = "·"
 END = "|"
 
 
-def show_memory(title: str, demand: MemoryDemand, sentence: str) -> None:
-    """Print the parts of what a slice is asked to hold, and whether they fit."""
-    plan = plan_memory(demand)
+def show_memory(title: str, demand: Demand, sentence: str, plan: MemoryPlan | None = None) -> None:
+    """Print the parts of what a slice is asked to hold, and whether they fit.
+
+    `plan` is the demand's own unless given.
+    """
+    plan = plan or plan_of(demand)
     console = Console(highlight=False)
     console.print(title, markup=False, soft_wrap=True)
-    console.print(_table(demand, plan))
+    console.print(_table(made_of(demand, plan), plan))
     console.print(bar(plan), markup=False, soft_wrap=True)
+    if away := plan.host_expert_bytes + plan.host_non_expert_bytes:
+        console.print(f"in host memory: {format_bytes(away)} of weights", markup=False)
     console.print(sentence, style=None if plan.fits else "bold red", markup=False, soft_wrap=True)
 
 
@@ -63,43 +71,18 @@ def _cells(sizes: Sequence[int], width: int) -> list[int]:
     return cells
 
 
-def _table(demand: MemoryDemand, plan: MemoryPlan) -> Table:
+def _table(made_of: Mapping[str, str], plan: MemoryPlan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("part", no_wrap=True)
     table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("made of")
-    made_of = _made_of(demand)
     rows = {**plan.parts, "free": plan.free_bytes}
     for name, size in rows.items():
         if size or name == "free":
             share = f"{100 * size / plan.slice_bytes:.1f} %"
             letter = LETTERS.get(name, FREE)
-            table.add_row(letter, name, f"{size / GIB:.2f}", share, made_of.get(name, ""))
+            made = Text(printable(made_of.get(name, "")))
+            table.add_row(letter, name, f"{size / GIB:.2f}", share, made)
     return table
-
-
-def _made_of(demand: MemoryDemand) -> dict[str, str]:
-    spec, precision = demand.spec, demand.precision
-    shared = min(demand.shared_positions, demand.resident_copies)
-    private = demand.resident_copies - shared
-    expert = format_bytes(spec.expert_bytes(precision))
-    tokens = demand.kv_blocks * demand.block_size
-    away = demand.expert_copies - demand.resident_copies
-    offloaded = f"; {away:,} more in host memory" if away else ""
-    return {
-        "non-expert sets": f"{demand.sets} x {format_bytes(spec.non_expert_bytes(precision))}",
-        "shared experts": f"{shared:,} x {expert}{'' if private else offloaded}",
-        "private experts": f"{private:,} x {expert}{offloaded}",
-        "KV cache": f"{tokens:,} tokens in blocks of {demand.block_size}",
-        "activations": f"{demand.max_batched_tokens:,} tokens, {demand.max_num_seqs:,} sequences",
-        "runtime": f"{100 * demand.reserved_share:g} % of the slice set aside",
-        "free": f"room for {_room(demand):,} more tokens of KV cache",
-    }
-
-
-def _room(demand: MemoryDemand) -> int:
-    """Return the tokens of KV cache that free memory would hold."""
-    blocks = plan_memory(demand).free_bytes // demand.block_bytes
-    return blocks * demand.block_size

@@ -197,6 +197,10 @@ def _lines(groups: list[Group], metrics: Mapping[str, Any]) -> list[str]:
         index = _one(metrics["fairness"], ends)
         lines.append(f"fairness between tenants (Jain's index, 1 is even): {index}")
     lines.append(f"utilisation: {_utilisation(metrics)}")
+    if reconfigured := _reconfigured(metrics):
+        lines.append(f"reconfigurations: {reconfigured}")
+    if metrics.get("quality"):
+        lines.append(printable(metrics["quality"]["sentence"]))
     lines.append(f"basis: {_basis(metrics['basis'])}")
     return lines
 
@@ -222,6 +226,22 @@ def _utilisation(metrics: Mapping[str, Any]) -> str:
     ends = (metrics.get("intervals") or {}).get("utilisation", {})
     return ", ".join(
         f"{printable(name)} {_one(share, ends.get(name), 100)} %" for name, share in used.items()
+    )
+
+
+def _reconfigured(metrics: Mapping[str, Any]) -> str:
+    """Say how often models were loaded, and for what share of the time; nothing where none was."""
+    found = {
+        name: load for name, load in metrics.get("reconfigurations", {}).items() if load["count"]
+    }
+    shares = [100 * load["share_of_time"] for load in found.values()]
+    if len(found) > MOST_REPLICAS:
+        total = sum(load["count"] for load in found.values())
+        least, most = min(shares), max(shares)
+        return f"{total:,} on {len(found)} replicas, {least:.1f} to {most:.1f} % of the time"
+    return ", ".join(
+        f"{printable(name)} {load['count']:,} ({share:.1f} % of the time)"
+        for (name, load), share in zip(found.items(), shares, strict=True)
     )
 
 

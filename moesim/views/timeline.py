@@ -4,7 +4,8 @@ The file is JSON of the Trace Event Format (Google, "Trace Event Format", the le
 Perfetto reads). A replica is a process. In its thread "iterations" every iteration is a slice;
 counters show requests running and waiting and tokens in the KV cache; requests are asynchronous
 slices under their tenant's name, in phases: queued, prefill, decode, and within decode when the
-request was preempted or passed over.
+request was preempted or passed over. Copies of KV blocks and reconfigurations have threads of their
+own.
 
 Times are whole microseconds, because readers cut fractions off and slices would come to overlap;
 the exact duration of an iteration is among its arguments.
@@ -170,6 +171,21 @@ def copies_of(copies: Mapping[str, Iterable[tuple[float, float, int]]]) -> Itera
                 start_s=start_s,
                 duration_s=duration_s,
                 args={"blocks": blocks},
+            )
+
+
+def reconfigurations_of(
+    loads: Mapping[str, Iterable[tuple[float, float]]],
+) -> Iterator[Span]:
+    """Yield a slice for each time that a replica's model was loaded: start and duration."""
+    for replica, times in loads.items():
+        for start_s, duration_s in times:
+            yield Span(
+                replica=replica,
+                track="reconfigurations",
+                name="reconfigure",
+                start_s=start_s,
+                duration_s=duration_s,
             )
 
 

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from moesim.cli import app
+from moesim.facts.catalog import shipped
 from moesim.facts.mig import GEOMETRIES
+from moesim.scenario import load_scenario
 
 
 def _memory(*words: object) -> Result:
@@ -69,6 +72,76 @@ def test_a_checkpoint_of_ones_own(tmp_path: Path) -> None:
     assert facts["non_expert_bytes"] + facts["private_expert_bytes"] == 4 * 62_151_552
 
 
+def test_a_scenario_slice_by_slice(tmp_path: Path) -> None:
+    """By its shipped name or its file, as text and as JSON; slices alike are shown once."""
+    done = _memory("mig")
+    assert done.exit_code == 0
+    assert done.stdout.count("h200-sxm-141gb/3g.71gb: ") == 2
+    assert "6,144 x 9 MiB" in done.stdout
+    assert done.stdout.rstrip().endswith("everything fits")
+    path = _written(tmp_path, replicas=3)
+    (deployment,) = json.loads(_memory(path, "--json").stdout)["deployments"]
+    (found,) = deployment["slices"]
+    assert (found["slice"], found["count"], deployment["fits"]) == ("cpu-2core", 3, True)
+    assert set(found) >= {
+        "kv_blocks",
+        "devices",
+        "used_bytes",
+        "free_bytes",
+        "remedies",
+        "kv_bytes",
+    }
+
+
+def test_every_deployment_of_a_scenario(tmp_path: Path) -> None:
+    """Its own and the alternatives; the page draws them all."""
+    page = tmp_path / "page.html"
+    done = _memory("two-variants", "--plot", page)
+    names = list(load_scenario("two-variants").side_by_side())
+    assert [line for line in done.stdout.splitlines() if line in names] == names
+    assert f"drawn in {page}" in done.stdout.replace("\n", "")
+    assert all(name in page.read_text() for name in names[1:])
+
+
+def test_a_slice_that_is_too_small_says_so(tmp_path: Path) -> None:
+    """An answer here; of `simulate` the same is an error."""
+    path = _written(tmp_path, kv_blocks=10_000_000)
+    done = _memory(path)
+    assert done.exit_code == 0
+    assert "does not fit: needs 916 GiB, has 8 GiB" in done.stdout
+    assert "set kv_blocks to " in done.stdout
+    _memory(path, "--plot", tmp_path / "page.html")
+    assert "set kv_blocks to " in (tmp_path / "page.html").read_text()
+    refused = CliRunner().invoke(app, ["simulate", str(path)])
+    assert refused.exit_code == 2
+    assert "model demo does not fit on cpu-2core: weights " in refused.stderr
+
+
+def test_a_name_of_two_things_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scenario's file called like a shipped model, and a checkpoint called like a scenario."""
+    monkeypatch.chdir(tmp_path)
+    Path("mixtral-8x7b").write_text("name: x\n")
+    Path("mig").mkdir()
+    Path("mig/config.json").write_text(shipped("models")["demo-moe"].read_text())
+    for name, other in (("mixtral-8x7b", "models"), ("mig", "scenarios")):
+        done = _memory(name)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert f"{name}: both a model and a scenario; give the path" in done.stderr
+        assert str(shipped(other)[name]) in done.stderr
+        assert str(tmp_path / name) in done.stderr
+    assert _memory(tmp_path / "mig", "--device", "cpu-2core").exit_code == 0
+
+
+def _written(folder: Path, **deployment: int) -> Path:
+    """Write the quickstart with a deployment of its own."""
+    content = load_scenario("quickstart").to_content()
+    content["deployment"] |= deployment
+    content["hardware"]["count"] = 8
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 def test_the_chart_is_written(tmp_path: Path) -> None:
     """And where it is is said, unless the output is JSON."""
     page = tmp_path / "page.html"
@@ -82,6 +155,8 @@ def test_the_chart_is_written(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["nope"], "nope: neither a file nor one of the shipped models: "),
+        (["x" * 300], "neither a file nor one of the shipped models: "),
+        (["mig", "--device", "h100-sxm-80gb"], "--device: the scenario says that; only --plot"),
         (["llama-3-8b", "--device", "nope"], "one of the shipped hardware: a100-sxm-40gb"),
         (["llama-3-8b", "--slice", "5g"], "no MIG profile '5g'; it has 7g.80gb"),
         (["llama-3-8b", "--device", "cpu-2core", "--slice", "1g.10gb"], "cannot be divided by MIG"),

@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.cost.profile import Profile
-from moesim.errors import CapacityError, ScenarioError
+from moesim.errors import ScenarioError
 from moesim.facts.catalog import load_device, load_model
 from moesim.facts.configs import ARCHITECTURES
-from moesim.facts.memory import MemoryDemand, activation_bytes, place, plan_memory
+from moesim.facts.memory import MemoryDemand, activation_bytes, plan_memory, reserved_share
 from moesim.facts.mig import find_profile
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
-from moesim.facts.remedies import fill_with_experts, remedies, require_fit, shortfall
+from moesim.facts.remedies import fill_with_experts, other_slices, remedies, shortfall
 
 GIB = 2**30
 A100 = load_device("a100-sxm-80gb")
@@ -72,69 +71,6 @@ def demands(draw: st.DrawFn) -> MemoryDemand:
         max_num_seqs=draw(st.integers(1, 512)),
         reserved_share=draw(st.sampled_from([0.0, 0.1])),
     )
-
-
-def _place(spec: ModelSpec, *, kv_blocks: int, block_size: int, device_bytes: int) -> int:
-    return place(
-        "m",
-        weight_bytes=spec.weight_bytes,
-        kv_blocks=[kv_blocks],
-        block_bytes=[block_size * spec.kv_bytes_per_token],
-        block_size=block_size,
-        device="a100-sxm-80gb",
-        device_bytes=device_bytes,
-    )
-
-
-def test_what_is_left_is_the_difference(tiny_profile: Profile) -> None:
-    """4072 float32 weights are 16,288 B; 3 blocks of 4 tokens of 64 B are 768 B; 20,000 B there."""
-    left = _place(tiny_profile.spec, kv_blocks=3, block_size=4, device_bytes=20_000)
-    assert left == 20_000 - 16_288 - 768
-
-
-def test_a_refusal_shows_needs_has_and_remedy() -> None:
-    """Mixtral's 87 GiB and 4096 blocks of 16 tokens (8 GiB) are too much for 80 GiB."""
-    with pytest.raises(CapacityError) as caught:
-        _place(load_model("mixtral-8x7b"), kv_blocks=4096, block_size=16, device_bytes=80 * GIB)
-    for word in ["model m", "a100-sxm-80gb", "87 GiB", "8 GiB", "4096 blocks", "> 80 GiB"]:
-        assert word in str(caught.value)
-    assert "larger device" in str(caught.value)
-
-
-def test_models_side_by_side_lower_their_blocks_together() -> None:
-    """Blocks of 10 and 30 B, 5 of each: 200 B beside 100 B of weights are 60 too many for 240 B."""
-    with pytest.raises(CapacityError, match=r"a and b .*\(10 blocks .* kv_blocks by 2 or"):
-        place(
-            "a and b",
-            weight_bytes=100,
-            kv_blocks=[5, 5],
-            block_bytes=[10, 30],
-            block_size=4,
-            device="d",
-            device_bytes=240,
-        )
-
-
-@given(kv_blocks=st.integers(1, 1000), short=st.integers(1, 100_000))
-def test_the_remedy_is_enough_and_no_more(
-    tiny_profile: Profile, kv_blocks: int, short: int
-) -> None:
-    """Lowering kv_blocks by the number in the message fits and by one less does not."""
-
-    def place(blocks: int) -> None:
-        _place(tiny_profile.spec, kv_blocks=blocks, block_size=4, device_bytes=has)
-
-    has = tiny_profile.spec.weight_bytes + kv_blocks * 256 - short
-    with pytest.raises(CapacityError) as caught:
-        place(kv_blocks)
-    if "single block" in str(caught.value):
-        with pytest.raises(CapacityError):
-            place(1)
-        return
-    lower_by = int(str(caught.value).split("kv_blocks by ")[1].split()[0])
-    place(kv_blocks - lower_by)
-    with pytest.raises(CapacityError):
-        place(kv_blocks - lower_by + 1)
 
 
 def test_a_tiny_plan_by_hand() -> None:
@@ -303,8 +239,6 @@ def test_a_shortfall_is_one_line_with_every_way_out() -> None:
     ):
         assert words in text
     assert "\n" not in text
-    with pytest.raises(CapacityError, match="two Mixtrals: needs 148 GiB"):
-        require_fit("two Mixtrals", asked, {})
 
 
 def test_what_nothing_helps_says_so() -> None:
@@ -313,11 +247,41 @@ def test_what_nothing_helps_says_so() -> None:
     assert text.endswith("no single change is enough; make several")
 
 
-def test_what_fits_is_its_plan() -> None:
-    """And needs no remedy."""
-    asked = demand_of(TINY)
-    assert require_fit("tiny", asked, {}) == plan_memory(asked)
-    assert remedies(asked, {}) == []
+def test_what_fits_needs_no_remedy() -> None:
+    """And a device without CUDA sets nothing aside."""
+    assert remedies(demand_of(TINY), {}) == []
+    assert (reserved_share("cuda"), reserved_share("cpu")) == (0.1, 0.0)
+
+
+def test_where_nothing_fits_the_fewest_experts_stay() -> None:
+    """80 GiB of KV cache on 80 GiB: Mixtral's two experts of a token, so that the rest is short.
+
+    In blocks: two experts and the other weights are 3,915,915,264 B, 1868 blocks of 2 MiB. More
+    sharing would not help: there is one model.
+    """
+    asked = demand_of(kv_blocks=40_960, max_batched_tokens=1, max_num_seqs=1)
+    filled = fill_with_experts(asked)
+    assert filled.resident_copies == 2
+    (remedy,) = remedies(filled, {})
+    held = 2 * EXPERT + SET + plan_memory(asked).activation_bytes
+    assert remedy.demand.kv_blocks == (80 * GIB - held) // 2**21
+
+
+def test_sharing_is_no_way_out_where_hardly_an_expert_is_left() -> None:
+    """Two of 512 copies stay; with every position shared it would be one of 256."""
+    asked = demand_of(variants=2, kv_blocks=39_700, max_batched_tokens=1, max_num_seqs=1)
+    filled = fill_with_experts(asked)
+    assert filled.resident_copies == 2
+    assert not any("ratio" in remedy.change for remedy in remedies(filled, {}))
+
+
+def test_other_slices_are_the_devices_own_and_whole_gpus() -> None:
+    """By name, with what programs can use of each."""
+    found = other_slices(A100)
+    assert found["3g.40gb"] == find_profile(A100, "3g.40gb").memory_bytes
+    assert found["a whole h200-sxm-141gb"] == load_device("h200-sxm-141gb").memory_bytes
+    assert not any("cpu" in name for name in found)
+    assert all(name.startswith("a whole ") for name in other_slices(load_device("cpu-2core")))
 
 
 @pytest.mark.parametrize(

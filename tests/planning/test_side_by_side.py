@@ -1,12 +1,15 @@
 """Deployments side by side: pairing by run, figures, and what does not compare."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from moesim.errors import ScenarioError
 from moesim.planning.side_by_side import FIGURES, same_traffic, side_by_side
-from moesim.scenario import Scenario, scenario_from
+from moesim.scenario import Quality, Scenario, scenario_from
 from moesim.simulation.replications import Replications, replicate
+from moesim.views.deployments_terminal import show_deployments
 
 
 def scenario(name: str, *, replicas: int = 1, rate_per_s: float = 8.0) -> Scenario:
@@ -78,6 +81,30 @@ def test_single_runs_have_a_ratio_and_no_interval() -> None:
     two = row.loc[("two", "ttft_s", "p50")]
     assert np.isnan(two["low"])
     assert two["ratio"] == two["ratio_low"] < 1
+
+
+def test_what_is_known_of_quality_stands_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row a deployment that names a curve, and a line under the table."""
+    (tmp_path / "curve.yaml").write_text(
+        "{name: c, metric: score, better: higher, axis: ratio, variants: 2, basis: measured, "
+        "points: [{at: 0, value: 7.5}], source: here, evidence: V}"
+    )
+    quality = Quality(curve=str(tmp_path / "curve.yaml"))
+    told = scenario("told").model_copy(update={"quality": quality})
+    table = side_by_side(
+        {
+            "told": replicate(told, replications=1),
+            "untold": replicate(scenario("untold"), replications=1),
+        }
+    )
+    (row,) = table[table["metric"] == "quality"].to_dict("records")
+    assert (row["deployment"], row["statistic"], row["median"]) == ("told", "score", 7.5)
+    show_deployments(table.assign(load=1.0))
+    out = capsys.readouterr().out
+    assert "told: quality: score 7.5 (higher is better) as served alone; measured" in out
+    assert "untold: quality" not in out
 
 
 def test_other_traffic_does_not_compare() -> None:

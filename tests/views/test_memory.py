@@ -1,5 +1,6 @@
 """A plan on the terminal and in a chart: every part, to scale."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from moesim.facts.memory import MemoryDemand, MemoryPlan, plan_memory
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
+from moesim.facts.residents import Resident, Residents
 from moesim.views.memory import COLOURS, memory_chart, write_page
 from moesim.views.memory_terminal import END, FREE, LETTERS, WIDTH, bar, show_memory
 
@@ -89,6 +91,32 @@ def test_the_table_says_what_each_part_is_made_of(
     ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_whole_models_are_listed_by_name_or_by_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal ones are so many times one; of swapped ones the largest is there, the others wait."""
+    small = Resident(
+        name="small", non_expert_bytes=GIB, expert_bytes=0, activation_bytes=2**20,
+        block_bytes=2**20, block_size=16, kv_blocks=64,
+    )  # fmt: skip
+    models = (small, replace(small, name="big", expert_bytes=4 * GIB))
+    demand = Residents(models=models, slice_bytes=10 * GIB, reserved_share=0.1)
+    show_memory("two", demand, "fits")
+    text = capsys.readouterr().out
+    for words in (
+        "2 x 1 GiB",
+        "small 0 B, big 4 GiB",
+        "2 x 1,024 tokens",
+        "of the model that runs",
+    ):
+        assert words in text
+    assert "in host memory" not in text
+    show_memory("two", replace(demand, swapped=True), "fits")
+    swapped = capsys.readouterr().out
+    assert "1 x 4 GiB, one model at a time" in swapped
+    assert "in host memory: 1 GiB of weights" in swapped
+    # 10 - 1 - 1 - 4 - 0.125 GiB less 1 MiB hold 1983 blocks of each, of 16 tokens.
+    assert f"room for {1983 * 16:,} more tokens" in " ".join(swapped.split())
 
 
 def test_the_chart_stacks_the_parts(demand: MemoryDemand) -> None:

@@ -173,6 +173,32 @@ def test_many_replicas_are_a_range(metrics: dict[str, Any], show: Show) -> None:
     assert "utilisation: 7 replicas, 10 to 70 %" in show(many, 80)
 
 
+def test_reconfigurations_are_told_where_there_are_any(metrics: dict[str, Any], show: Show) -> None:
+    """By replica, with their share of the time; of many replicas the sum and the range."""
+    assert not [line for line in show(metrics, 80) if line.startswith("reconfigurations")]
+    loads = {f"m/{n}": {"count": n, "share_of_time": n / 100} for n in range(4)}
+    (told,) = (
+        line
+        for line in show(metrics | {"reconfigurations": loads}, 200)
+        if line.startswith("reconfigurations")
+    )
+    assert told == (
+        "reconfigurations: m/1 1 (1.0 % of the time), m/2 2 (2.0 % of the time), "
+        "m/3 3 (3.0 % of the time)"
+    )
+    many = {f"m/{n}": {"count": n, "share_of_time": n / 100} for n in range(9)}
+    assert "reconfigurations: 36 on 8 replicas, 1.0 to 8.0 % of the time" in show(
+        metrics | {"reconfigurations": many}, 200
+    )
+
+
+def test_what_is_known_of_quality_is_told(metrics: dict[str, Any], show: Show) -> None:
+    """Its sentence as it is; nothing where no curve is named."""
+    known = metrics | {"quality": {"sentence": "quality: perplexity 5 [bold]; measured: here"}}
+    assert "quality: perplexity 5 [bold]; measured: here" in show(known, 100)
+    assert not [line for line in show(metrics, 100) if line.startswith("quality")]
+
+
 def test_names_cannot_paint_the_terminal(metrics: dict[str, Any], show: Show) -> None:
     text = "\n".join(show(metrics, 100))
     assert "\x1b" not in text

@@ -20,7 +20,13 @@ import pytest
 
 from moesim.serving.iterations import Iterations, iterations_of
 from moesim.serving.records import COMPLETED, REFUSED, Record, records_frame
-from moesim.views.timeline import Event, Span, timeline, write_timeline
+from moesim.views.timeline import (
+    Event,
+    Span,
+    reconfigurations_of,
+    timeline,
+    write_timeline,
+)
 
 
 def _record(number: int, *times: float, **fields: Any) -> Record:
@@ -242,6 +248,20 @@ def test_spans_have_tracks_of_their_own(served: pd.DataFrame, log: Iterations) -
         ("swaps", "out", 2e6, 0.5e6, {}),
         ("swaps", "in", 5e6, 1e6, {"blocks": 3}),
     ]
+
+
+def test_reconfigurations_are_slices_of_their_replica(
+    served: pd.DataFrame, log: Iterations
+) -> None:
+    """On a track of their own; a replica that loads nothing has none."""
+    spans = reconfigurations_of({"m/0": ((0.5, 0.25), (7.0, 1.0)), "m/1": ()})
+    events = list(timeline(served, {"m/0": log}, spans=spans))
+    found = [event for event in _of_kind(events, "X") if event["name"] == "reconfigure"]
+    assert [(event["cat"], event["ts"], event["dur"]) for event in found] == [
+        ("reconfigurations", 0.5e6, 0.25e6),
+        ("reconfigurations", 7e6, 1e6),
+    ]
+    assert {event["pid"] for event in found} == {1}
 
 
 def test_the_file_is_json_that_holds_all_events(
