@@ -2,9 +2,9 @@
 
 Published: Imani et al., ICML 2025, arXiv 2505.06481; two Mixtral-8x7B variants on one A100-80GB,
 two Poisson streams, 20 tokens in and 25 out, FCFS. Constants and their sources stand in the
-scenario `two-variants`; the rate at which the paper's mean turnarounds hold is not published and is taken
-from its MIG mean, so that this one figure is no prediction. TTFT is counted from when a request's
-service begins, its swap included, as the paper's figures have to be.
+scenario `two-variants`; the rate at which the paper's mean turnarounds hold is not published and is
+taken from its MIG mean, so that this one figure is no prediction. TTFT is counted from when a
+request's service begins, its swap included, as the paper's figures have to be.
 """
 
 import argparse

@@ -284,7 +284,9 @@ SHORT: list[tuple[dict[str, Any], set[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("deployment", "kinds"), SHORT, ids=str)
+@pytest.mark.parametrize(
+    ("deployment", "kinds"), SHORT, ids=lambda each: each["kind"] if isinstance(each, dict) else ""
+)
 def test_the_ways_out_lead_out(deployment: dict[str, Any], kinds: set[str]) -> None:
     """Each change, made to the scenario as it is written, makes every slice fit."""
     memory = memory_of(scenario(deployment))[0]
