@@ -13,6 +13,9 @@ from moesim.simulation.replica import Served
 from moesim.simulation.station import Station, engaged, served_by
 from moesim.simulation.worker import Worker
 
+ROUNDING = 1e-14
+"""Share of a time by which simpy's clock may be late: it is now + (then - now), two roundings."""
+
 
 class Site:
     """A station at work on the stage, jumping.
@@ -115,12 +118,17 @@ class Site:
     def _disturbed(self) -> None:
         """Neighbours have become more or fewer: iterations cost something else from the next on."""
         core = self._core
-        if core.idle or core.now_s >= self._env.now or not core.planned:
+        if core.idle or self._begins_now() or not core.planned:
             self._reprice()
         else:
             core.stop_by(self._env.now)
             self._late_price = True
         self._wake_at(core.end_s)
+
+    def _begins_now(self) -> bool:
+        """Whether the next step begins at this very moment; simpy's clock adds, and so rounds."""
+        now_s = self._env.now
+        return self._core.now_s >= now_s - ROUNDING * now_s
 
     def _reprice(self) -> None:
         self._late_price = False

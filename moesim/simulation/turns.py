@@ -91,6 +91,7 @@ class Turns:
         self._loaded, self._since_s = 0, 0.0
         self._loading: int | None = None
         self._working = False
+        self._stop_s = -inf
         for worker in workers:
             worker.course.stops = True
         self._decide(finished=False)
@@ -137,8 +138,9 @@ class Turns:
 
     def stop_by(self, at_s: float) -> None:
         """Have the next step end with the iteration that is under way at a time."""
+        self._stop_s = at_s
         if self._working:
-            self._keep_on(at_s)
+            self._keep_on()
 
     def reprice(self, costs: Sequence[Cost]) -> None:
         """Have iterations that have not begun cost something else, model by model."""
@@ -190,10 +192,11 @@ class Turns:
         worker.course.now_s = max(worker.course.now_s, self.now_s)
         self._keep_on()
 
-    def _keep_on(self, at_s: float = inf) -> None:
+    def _keep_on(self) -> None:
         """Plan the step of the model whose turn it is, to where the turn may end."""
         worker = self.workers[self._loaded]
-        worker.course.limit_s = min(at_s, self._stays_until_s())
+        stop_s = self._stop_s if self._stop_s > self.now_s else inf
+        worker.course.limit_s = min(stop_s, self._stays_until_s())
         worker.plan()
         self.end_s = worker.end_s
 
