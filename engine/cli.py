@@ -6,9 +6,14 @@ from typing import Annotated
 
 import typer
 
+from engine.gateway.command import app as gateway_app
 from moesim import commands
+from moesim.serving.policies import POLICIES
+from moesim.serving.queues import ORDERS
+from moesim.serving.turns import POLICIES as TURNS
 
 app = commands.application("A mixture-of-experts inference engine in PyTorch, on CUDA or CPU.")
+app.add_typer(gateway_app, name="gateway")
 
 MAKE_HELP = """Make a checkpoint with random weights, in Hugging Face's layout.
 
@@ -26,10 +31,55 @@ Example:
 
 SERVE_HELP = """Serve checkpoints over HTTP, as OpenAI's API has it.
 
-Example:
+Scheduling is set as in a scenario: docs/scheduling.md says what each policy, order and way of
+preemption does. A request's tenant is its `user`.
+
+Examples:
 
   moesim-engine serve --model tiny=checkpoint/ --port 8000
+
+  moesim-engine serve --model tiny=checkpoint/ --policy no_evict --max-num-seqs 32
+
+  moesim-engine serve --model tiny=checkpoint/ --order fair --weight chat=3 --weight reports=1
+
+  moesim-engine serve --model tiny=checkpoint/ --preemption swap --swap-gib 2
+
+  moesim-engine serve --variants base=base/,chat=chat/ --layout layout.json --resident 0.5
+
+  moesim-engine serve --model code=a/ --model chat=b/ --gateway g.npz --experts-of router=chat,code
 """
+
+EXPERTS_HELP = "Style of the experts: auto, loop, dense, grouped or triton."
+PRECISION_HELP = "Format of the weights: bf16, fp8, int8, int4 or its own."
+REST_HELP = "Format of all weights but the experts."
+CONSOLIDATE_HELP = """Find the experts that variants of one model can share, and write a layout.
+
+Compares the experts at each position, most similar first, and divides the first of them, as many as
+the ratio says, among the variants in turn. Checkpoints may be larger than memory.
+
+Examples:
+
+  moesim-engine consolidate base/ chat/ --ratio 0.75 --out layout.json
+
+  moesim-engine consolidate base=mixtral/ chat=mixtral-instruct/ --ratio 0.5 --out layout.json
+"""
+
+QUALITY_HELP = """Train small models here, and measure what sharing their experts costs in quality.
+
+A seed takes minutes on two cores. Nothing is downloaded: the texts are those that come with Python
+and torch. Writes results.json, a curve for scenarios of each family, and a plot. Interrupted, the
+same command goes on from the models that are there. docs/quality.md says what is measured.
+
+Examples:
+
+  moesim-engine quality --out quality/
+
+  moesim-engine quality --out quality/ --seeds 3
+
+  moesim-engine quality --out quick/ --steps 20 --fine-steps 10
+"""
+
+RANKS_HELP = "GPUs that share the model, each with a process; without a GPU, processes alone."
 
 
 @app.command(help=MAKE_HELP)
@@ -40,17 +90,21 @@ def make(
 ) -> None:
     """Make a checkpoint."""
     import torch
+    from safetensors import SafetensorError
 
-    from engine.model.checkpoint import random_decoder, save_decoder
+    from engine.model.loading import random_model, save_model
     from moesim.errors import EngineError
     from moesim.facts.catalog import load_model
     from moesim.units import format_bytes
 
     if out.exists():
         raise EngineError(f"{out}: exists already; remove it or choose another --out")
-    decoder = random_decoder(load_model(model), seed=seed, device=torch.device("cpu"))
-    save_decoder(decoder, out)
-    spec = decoder.spec
+    spec = load_model(model)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_model(random_model(spec, seed=seed, device=torch.device("cpu")), out)
+    except (OSError, SafetensorError) as wrong:
+        raise EngineError(f"--out {out}: cannot be written ({wrong}); choose another") from None
     print(f"{out}: {spec.parameters:,} parameters, {format_bytes(spec.weight_bytes)}")
 
 
@@ -60,24 +114,38 @@ def generate(
     prompt: Annotated[list[str], typer.Option(help="Token ids, comma separated; repeatable.")],
     output_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of probability to draw from.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    experts: Annotated[str, typer.Option(help=EXPERTS_HELP)] = "auto",
+    precision: Annotated[str | None, typer.Option(help=PRECISION_HELP)] = None,
+    rest_precision: Annotated[str | None, typer.Option(help=REST_HELP)] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help=RANKS_HELP)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Generate tokens."""
     import torch
 
-    from engine.model.checkpoint import load_decoder
+    from engine.model.loading import load_model, told_precision
     from engine.serve.generate import generate as generate_batch
+    from engine.serve.lead import led
     from engine.serve.sampling import Sampling
 
     prompts = [_token_ids(text) for text in prompt]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answers = generate_batch(
-        load_decoder(model, device),
-        prompts,
-        output_tokens=output_tokens,
-        sampling=Sampling(temperature=temperature, seed=seed),
-    )
+    told = told_precision(model, precision, rest_precision)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    with led(tensor_parallel) as leader:
+        answers = generate_batch(
+            leader.load(model, precision=told)
+            if leader
+            else load_model(model, device, precision=told),
+            prompts,
+            output_tokens=output_tokens,
+            sampling=sampling,
+            experts=experts,
+        )
     if as_json:
         print(json.dumps(answers))
     else:
@@ -87,7 +155,45 @@ def generate(
 
 @app.command(help=SERVE_HELP)
 def serve(
-    model: Annotated[list[str], typer.Option(help="NAME=FOLDER of a checkpoint; repeatable.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a checkpoint; repeatable.")
+    ] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="NAME=FOLDER,... of variants that share one device.")
+    ] = None,
+    layout: Annotated[
+        Path | None, typer.Option(help="Which experts variants share: a layout file.")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of them, in place of the layout's.")
+    ] = None,
+    resident: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the variants' experts on the device.")
+    ] = 1.0,
+    expert_cache: Annotated[
+        str, typer.Option(help="Which experts stay there: pinned, lru or lru-by-layer.")
+    ] = "pinned",
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Ask the next layer's router for experts ahead.")
+    ] = False,
+    non_expert_sets: Annotated[
+        str, typer.Option(help="Variants whose other layers are on the device: one or all.")
+    ] = "one",
+    swap: Annotated[
+        str, typer.Option(help="How the one is replaced by another: packed, ahead or loose.")
+    ] = "packed",
+    whole_models: Annotated[
+        bool, typer.Option("--whole-models", help="Share nothing, swap experts and all.")
+    ] = False,
+    pageable: Annotated[
+        bool, typer.Option("--pageable", help="Leave the host memory of absent weights unpinned.")
+    ] = False,
+    turns: Annotated[
+        str, typer.Option(help=f"Which variant is next: {', '.join(TURNS)}.")
+    ] = "fcfs",
+    quantum_s: Annotated[
+        float, typer.Option(min=0.001, help="Seconds of a turn, with --turns quantum.")
+    ] = 1.0,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
     api_key: Annotated[
@@ -102,9 +208,32 @@ def serve(
         int | None, typer.Option(min=1, help="KV blocks a model; default what fits.")
     ] = None,
     block_size: Annotated[int, typer.Option(min=1, help="Tokens a KV block.")] = 16,
+    policy: Annotated[
+        str, typer.Option(help=f"How batches are put together: {', '.join(POLICIES)}.")
+    ] = "chunked_prefill",
+    order: Annotated[str, typer.Option(help=f"Who is next: {', '.join(ORDERS)}.")] = "fcfs",
+    priority: Annotated[
+        list[str] | None, typer.Option(help="TENANT=N, lowest first; repeatable; default 0.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="TENANT=SHARE of service; repeatable; default 1.")
+    ] = None,
+    preemption: Annotated[
+        str, typer.Option(help="When KV blocks run out: recompute, or swap to host memory.")
+    ] = "recompute",
+    swap_gib: Annotated[
+        float, typer.Option(min=0, help="GiB of host memory, a model, for swapped blocks.")
+    ] = 4.0,
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching", help="Share blocks of prompts that begin alike.")
     ] = False,
+    experts: Annotated[str, typer.Option(help=EXPERTS_HELP)] = "auto",
+    graphs: Annotated[
+        bool, typer.Option("--graphs/--no-graphs", help="Run decodes as CUDA graphs on a GPU.")
+    ] = True,
+    precision: Annotated[str | None, typer.Option(help=PRECISION_HELP)] = None,
+    rest_precision: Annotated[str | None, typer.Option(help=REST_HELP)] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help=RANKS_HELP)] = 1,
     max_queue: Annotated[int, typer.Option(min=0, help="Prompts that may wait, a model.")] = 1024,
     max_body_mib: Annotated[float, typer.Option(min=0.001, help="MiB of a request's body.")] = 4,
     drain_s: Annotated[float, typer.Option(min=0, help="Seconds to finish at SIGTERM.")] = 30,
@@ -114,12 +243,24 @@ def serve(
     records: Annotated[
         Path | None, typer.Option(help="Write a row a request here at the end (.parquet, .csv).")
     ] = None,
+    gateway: Annotated[
+        Path | None, typer.Option(help="Sorts prompts by topic; of `gateway train`.")
+    ] = None,
+    experts_of: Annotated[
+        str, typer.Option(help="NAME=MODEL,... what clients ask, and the models by cluster.")
+    ] = "",
 ) -> None:
     """Serve over HTTP."""
     _require_server()
-    from engine.server.command import Setting, serve
+    from engine.server.command import Setting, named, serve
     from engine.server.hosting import Hosting
+    from engine.server.scheduling import Scheduling, by_tenant
+    from engine.server.scheduling import weight as share
     from engine.server.service import Bounds
+    from engine.variants.family import Sharing
+    from engine.variants.hosting import Together, together_or_none
+    from engine.variants.serving import Turns
+    from engine.variants.store import Residency
     from moesim.units import MIB
 
     hosting = Hosting(
@@ -128,12 +269,40 @@ def serve(
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         block_size=block_size,
+        scheduling=Scheduling(
+            policy=policy,
+            order=order,
+            preemption=preemption,
+            swap_gib=swap_gib,
+            priorities=by_tenant("--priority", priority or (), int),
+            weights=by_tenant("--weight", weight or (), share),
+        ),
         prefix_caching=prefix_caching,
+        experts=experts,
+        graphs=graphs,
+        precision=precision,
+        rest_precision=rest_precision,
         seed=seed,
+        tensor_parallel=tensor_parallel,
+    )
+    together = Together(
+        folders=named(variants.split(","), "--variants") if variants else {},
+        sharing=Sharing(
+            residency=Residency(
+                resident=resident, cache=expert_cache, prefetch=prefetch, pageable=pageable
+            ),
+            non_expert_sets=non_expert_sets,
+            swap=swap,
+            whole_models=whole_models,
+        ),
+        turns=Turns(policy=turns, quantum_s=quantum_s),
+        layout=layout,
+        ratio=ratio,
     )
     serve(
         Setting(
-            models=model,
+            models=model or [],
+            together=together_or_none(together),
             hosting=hosting,
             bounds=Bounds(body_bytes=int(max_body_mib * MIB), queue=max_queue),
             host=host,
@@ -141,8 +310,57 @@ def serve(
             api_key=api_key,
             drain_s=drain_s,
             records=records,
+            gateway=gateway,
+            experts_of=experts_of,
         )
     )
+
+
+@app.command(help=CONSOLIDATE_HELP)
+def consolidate(
+    variants: Annotated[list[str], typer.Argument(help="FOLDER or NAME=FOLDER, two or more.")],
+    ratio: Annotated[float, typer.Option(help="Share of the positions that one copy serves.")],
+    out: Annotated[Path, typer.Option(help="The layout file to write.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a layout."""
+    from engine.variants.command import named, sentence, summary, write_consolidation
+    from engine.variants.progress import progress_bar
+
+    with progress_bar() as tell:
+        layout = write_consolidation(named(variants), ratio, out, tell)
+    if as_json:
+        print(json.dumps({"layout": str(out), **summary(layout)}, indent=1))
+    else:
+        print(f"{out}: {sentence(layout)}")
+
+
+@app.command(help=QUALITY_HELP)
+def quality(
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of a base.")] = 400,
+    fine_steps: Annotated[int, typer.Option(min=1, help="Training steps of a variant.")] = 100,
+    training_kib: Annotated[
+        int, typer.Option(min=1, help="Text a domain to learn from [KiB].")
+    ] = 128,
+    seeds: Annotated[int, typer.Option(min=1, help="Families of each kind to average over.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the means as JSON.")] = False,
+) -> None:
+    """Do the quality experiment."""
+    from engine.quality.command import run
+    from engine.quality.plan import Plan
+    from engine.quality.table import table
+    from engine.variants.progress import progress_bar
+
+    plan = Plan(steps=steps, fine_steps=fine_steps, training_kib=training_kib, seeds=seeds)
+    with progress_bar() as tell:
+        families = run(plan, out, tell)["families"]
+    if as_json:
+        print(json.dumps({name: family["means"] for name, family in families.items()}, indent=1))
+        return
+    for name, family in families.items():
+        print(f"{out / name}.yaml: {family['parameters']:,} parameters")
+        print(table(family["means"]))
 
 
 def _require_server() -> None:

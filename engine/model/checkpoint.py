@@ -6,79 +6,122 @@ so that a checkpoint needs its own size in memory and no more.
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from engine.model.decoder import Decoder
-from engine.model.layout import places
-from moesim.errors import EngineError, ScenarioError
+from engine.model.decoder_layer import DecoderLayer
+from engine.model.layout import layer_places, places
+from engine.model.parallel import WHOLE, Rank
+from engine.model.quantise import blank_decoder, plain_dtype
+from engine.model.reading import (
+    SINGLE_FILE,
+    Stored,
+    check,
+    dtype_name,
+    headers,
+    missing,
+    opened,
+    spec_of,
+    unexpected,
+    weight_files,
+)
+from moesim.errors import EngineError
 from moesim.facts.configs import DECODERS
-from moesim.facts.models import DTYPE_BYTES, ModelSpec, read_config
+from moesim.facts.models import ModelSpec
+from moesim.facts.precision import Precision
 from moesim.files import write_text
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+LAYERS = "model.layers."
 FUSED_SUFFIX = ".mlp.experts.gate_up_proj"
-READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a file says of one tensor, before it is read."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def load_decoder(
-    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    rank: Rank = WHOLE,
+    precision: Precision | None = None,
 ) -> Decoder:
-    """Read the checkpoint folder `path`, in its own number format unless `dtype` is given.
+    """Read the checkpoint folder `path`, in its own number format unless told.
 
-    Raises EngineError where the configuration is not a decoder's that we run, or a tensor is
-    missing, of the wrong shape, not one of that decoder's or unreadable.
+    With a `precision` weights are narrowed as they are read; `dtype` is then of the others alone.
+
+    A rank that shares the model takes no more than its part into memory. Raises EngineError where
+    the configuration is not a decoder's that we run, or a tensor is missing, of the wrong shape,
+    not one of that decoder's or unreadable.
     """
-    spec = _spec_of(path)
-    if dtype is not None:
-        spec = replace(spec, dtype=_dtype_name(dtype))
-    files = _weight_files(path)
-    stored = [tensor for file in files for tensor in _headers(file)]
+    spec = spec_of(path, DECODERS)
+    told = dtype_name(dtype) if dtype is not None else None
+    told = plain_dtype(precision, told) if precision else told
+    spec = replace(spec, dtype=told or spec.dtype)
+    files = weight_files(path)
+    stored = [tensor for file in files for tensor in headers(file)]
     # Shapes are compared on tensors without memory, before any weight is allocated or read.
     wanted = _matched(stored, Decoder(spec, "meta"), files)
-    model = Decoder(spec, device)
-    targets = places(model, _fused(stored))
-    for file in files:
-        with _opened(file) as tensors:
-            for name in (tensor.name for tensor in wanted if tensor.file == file):
-                targets[name].copy_(tensors.get_tensor(name))
+    fused = _fused(stored)
+    model, layers = blank_decoder(spec, device, rank, precision)
+    everywhere = places(model, fused).items()
+    _read({name: place for name, place in everywhere if not name.startswith(LAYERS)}, wanted, rank)
+    for layer in layers:
+        own = layer_places(layer, fused).items()
+        _read({f"{LAYERS}{layer.index}.{name}": place for name, place in own}, wanted, rank)
     return model
 
 
-def random_decoder(spec: ModelSpec, seed: int, device: torch.device | str = "cpu") -> Decoder:
+def random_decoder(
+    spec: ModelSpec,
+    seed: int,
+    device: torch.device | str = "cpu",
+    rank: Rank = WHOLE,
+    precision: Precision | None = None,
+) -> Decoder:
     """Create a full-size decoder of normal weights that keep activations and logits near one.
 
-    The same seed gives the same weights on the same kind of device.
+    The same seed gives the same weights on the same kind of device. A rank that shares the model
+    makes the layers whole, one by one, and keeps its part.
     """
-    model = Decoder(spec, device)
+    if precision:
+        spec = replace(spec, dtype=plain_dtype(precision))
+    model, layers = blank_decoder(spec, device, rank, precision)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    for name, weight in model.named_parameters():
-        if weight.dim() == 1:
-            weight.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+    _randomise(model.named_parameters(recurse=False), generator)
+    for layer in layers:
+        if rank.count == 1:
+            _randomise(layer.named_parameters(), generator)
+            continue
+        whole = DecoderLayer(spec, layer.index, model.device)
+        _randomise(whole.named_parameters(), generator)
+        own = layer_places(layer, fused=True)
+        for name, tensor in layer_places(whole, fused=True).items():
+            rank.fill(own[name], name, tensor)
     if not spec.tie_word_embeddings:
         # As large as what the layers add, so that the router tells tokens apart, not positions.
         model.embed.mul_(spec.hidden_size**0.5)
     return model
+
+
+def _randomise(weights: Iterable[tuple[str, Tensor]], generator: torch.Generator) -> None:
+    """Fill weights, given by name: norms with ones, biases with zeros, matrices at random."""
+    for name, weight in weights:
+        if weight.dim() == 1:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+
+
+def _read(targets: dict[str, Tensor], wanted: list[Stored], rank: Rank) -> None:
+    """Fill places, given by name, from the files that their tensors are in."""
+    own = [tensor for tensor in wanted if tensor.name in targets]
+    for file in dict.fromkeys(tensor.file for tensor in own):
+        with opened(file) as tensors:
+            for name in (tensor.name for tensor in own if tensor.file == file):
+                rank.fill(targets[name], name, tensors.get_tensor(name))
 
 
 def save_decoder(model: Decoder, path: Path) -> None:
@@ -95,63 +138,6 @@ def save_decoder(model: Decoder, path: Path) -> None:
         folder.rename(path)
 
 
-def _spec_of(path: Path) -> ModelSpec:
-    try:
-        return read_config(path, DECODERS)
-    except ScenarioError as wrong:
-        raise EngineError(str(wrong)) from None
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPE_BYTES:
-        raise EngineError(f"dtype: {name} is not one of {', '.join(DTYPE_BYTES)}")
-    return name
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a folder, by its index where it is sharded."""
-    if (path / SINGLE_FILE).exists():
-        return [path / SINGLE_FILE]
-    index = path / INDEX_FILE
-    if not index.exists():
-        raise EngineError(
-            f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE}; "
-            "give a checkpoint saved as safetensors (save_pretrained writes one)"
-        )
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        files = sorted(path / name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as wrong:
-        raise EngineError(
-            f"{index}: not a safetensors index ({type(wrong).__name__}: {wrong}); "
-            "download or save it again"
-        ) from None
-    if not files:
-        raise EngineError(f"{index}: weight_map: names no file; download or save it again")
-    return files
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as wrong:
-        raise EngineError(
-            f"{file}: not readable as safetensors ({wrong}); download or save it again"
-        ) from None
-
-
-def _headers(file: Path) -> list[Stored]:
-    with _opened(file) as tensors:
-        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 not a dict
-        return [
-            Stored(file, name, tuple(part.get_shape()), part.get_dtype())
-            for name, part in slices.items()
-        ]
-
-
 def _fused(stored: list[Stored]) -> bool:
     return any(tensor.name.endswith(FUSED_SUFFIX) for tensor in stored)
 
@@ -165,18 +151,11 @@ def _matched(stored: list[Stored], model: Decoder, files: list[Path]) -> list[St
             continue
         place = expected.pop(tensor.name, None)
         if place is None:
-            raise EngineError(
-                f"{tensor.file}: {tensor.name}: unexpected or repeated tensor; "
-                "give a checkpoint of the model that config.json describes"
-            )
-        _check(tensor, tuple(place.shape))
+            raise unexpected(tensor)
+        check(tensor, tuple(place.shape))
         wanted.append(tensor)
     if expected:
-        file = files[0] if len(files) == 1 else files[0].parent / INDEX_FILE
-        raise EngineError(
-            f"{file}: {next(iter(expected))}: missing tensor (of {len(expected)} missing); "
-            "give a complete checkpoint of the model that config.json describes"
-        )
+        raise missing(expected, files)
     return wanted
 
 
@@ -184,16 +163,3 @@ def _redundant(name: str, spec: ModelSpec) -> bool:
     """Tell whether a tensor repeats what the model has: a tied head, or old RoPE constants."""
     tied_head = name == "lm_head.weight" and spec.tie_word_embeddings
     return tied_head or name.endswith(".rotary_emb.inv_freq")
-
-
-def _check(tensor: Stored, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise EngineError(
-            f"{tensor.file}: {tensor.name}: shape {list(tensor.shape)} is not {list(shape)}; "
-            "config.json belongs to another model"
-        )
-    if tensor.dtype not in READABLE_DTYPES:
-        raise EngineError(
-            f"{tensor.file}: {tensor.name}: dtype {tensor.dtype} is not one of "
-            f"{', '.join(READABLE_DTYPES)}; give a checkpoint that is not quantised"
-        )

@@ -14,10 +14,13 @@ from engine.model.weights import empty_weight
 from moesim.errors import EngineError
 from moesim.facts.configs import DECODERS
 from moesim.facts.models import ModelSpec
+from moesim.facts.precision import Precision
 
 
 class Decoder(nn.Module):
     """A decoder of the shape and number format `spec`; its weights are unset until loaded.
+
+    `precision` says what each part is held in, once something narrowed it.
 
     Raises EngineError for a shape of another architecture, or one that does not fit on `device`.
     """
@@ -30,6 +33,7 @@ class Decoder(nn.Module):
                 f"{', '.join(DECODERS)}; give a model of one of these"
             )
         self.spec = spec
+        self.precision = Precision.of_dtype(spec.dtype)
         what = f"weights: {spec.parameters} parameters in {spec.dtype}"
         remedy = "use a smaller model, another dtype or a larger device"
         with allocating(what, spec.weight_bytes, torch.device(device), remedy):

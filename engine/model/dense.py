@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
+from engine.model.projection import project
+from engine.model.quantised import Weight
 from engine.model.weights import empty_weight
 from moesim.facts.models import ModelSpec
 
@@ -14,10 +16,10 @@ class DenseFfn(nn.Module):
     def __init__(self, spec: ModelSpec, device: torch.device) -> None:
         super().__init__()
         hidden, inner = spec.hidden_size, spec.dense_intermediate_size
-        self.gate_up = empty_weight(spec, device, 2 * inner, hidden)
-        self.down = empty_weight(spec, device, hidden, inner)
+        self.gate_up: Weight = empty_weight(spec, device, 2 * inner, hidden)
+        self.down: Weight = empty_weight(spec, device, hidden, inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output (T, H) for tokens (T, H)."""
-        gate, up = linear(x, self.gate_up).chunk(2, dim=-1)  # [T, I] each
-        return linear(silu(gate) * up, self.down)
+        gate, up = project(x, self.gate_up).chunk(2, dim=-1)  # [T, I] each
+        return project(silu(gate) * up, self.down)

@@ -43,9 +43,14 @@ def places(model: Decoder, fused: bool) -> dict[str, Tensor]:
     if not model.spec.tie_word_embeddings:
         found["lm_head.weight"] = model.lm_head.data
     for layer in model.decoder_layers:
-        for name, place in {**_attention_places(layer), **_ffn_places(layer, fused)}.items():
+        for name, place in layer_places(layer, fused).items():
             found[f"model.layers.{layer.index}.{name}"] = place
     return found
+
+
+def layer_places(layer: DecoderLayer, fused: bool) -> dict[str, Tensor]:
+    """Return the places of one layer's tensors, by their names within the layer."""
+    return {**_attention_places(layer), **_ffn_places(layer, fused)}
 
 
 def _attention_places(layer: DecoderLayer) -> dict[str, Tensor]:

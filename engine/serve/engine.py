@@ -12,11 +12,18 @@ from math import inf
 import pandas as pd
 
 from engine.model.decoder import Decoder
+from engine.model.experts.choosing import AUTO, use_experts
+from engine.model.model import Model
+from engine.model.paged_decode import follows_pages
+from engine.model.parallel import Shard
 from engine.model.stopwatch import Lap, no_lap
 from engine.serve.clock import Clock, WallClock
+from engine.serve.graphs import graph_sizes
+from engine.serve.lead import LeadingRunner
 from engine.serve.naming import block_names
 from engine.serve.runner import Runner
 from engine.serve.sampling import Logprob, Sampling
+from engine.serve.seq2seq import runner_of
 from engine.serve.traffic import Traffic
 from moesim.errors import EngineError
 from moesim.serving.kv_cache import KvCache, PrefixCache
@@ -35,7 +42,9 @@ class EngineConfig:
 
     `limits` say how batches are put together and how much host memory takes the blocks of preempted
     sequences; `order` who is next, with the tenants' `priorities` and `weights`. Under
-    `prefix_caching` prompts that begin alike share blocks.
+    `prefix_caching` prompts that begin alike share blocks. `experts` is the style in which experts
+    run, or "auto" for what is fastest on the device; `graphs` lets decodes run as CUDA graphs where
+    device and style allow.
     """
 
     limits: Limits
@@ -46,6 +55,8 @@ class EngineConfig:
     weights: Mapping[str, float] = field(default_factory=dict)
     prefix_caching: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+    experts: str = AUTO
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -74,12 +85,12 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoder,
+        model: Model,
         config: EngineConfig,
         clock: Clock | None = None,
         ledger: Ledger | None = None,
     ) -> None:
-        longest = decoder.spec.max_position_embeddings
+        longest = model.spec.max_position_embeddings
         if config.limits.max_model_len > longest:
             raise EngineError(
                 f"max_model_len: {config.limits.max_model_len} exceeds the model's {longest}"
@@ -88,13 +99,8 @@ class Engine:
         self.clock: Clock = clock or WallClock()
         self.ledger = Ledger() if ledger is None else ledger
         self.scheduler = config.scheduler()
-        self.runner = Runner(
-            decoder,
-            num_blocks=config.num_blocks,
-            block_size=config.block_size,
-            sampling=config.sampling,
-            swap_blocks=config.limits.swap_blocks,
-        )
+        self.runner = _runner(model, config)
+        _tune(model, self.runner, config)
         self.outputs: dict[int, list[int]] = {}
         self._readers: dict[int, Reader] = {}
 
@@ -155,7 +161,7 @@ class Engine:
 
     def refusal(self, record: Record, prompt: Row[int]) -> str | None:
         """Say why a request can never be served, or None if it can."""
-        vocabulary = self.runner.decoder.spec.vocab_size
+        vocabulary = self.runner.model.spec.vocab_size
         reason = refusal(
             record.prompt_tokens, record.output_tokens, self.config.limits, self.scheduler.cache
         )
@@ -232,3 +238,38 @@ class Engine:
         if names is None:
             return block_names(prompt, self.config.block_size)
         return tuple(names[: len(prompt) // self.config.block_size])
+
+
+def _runner(model: Model, config: EngineConfig) -> Runner:
+    """Return the runner of a model of this kind, or of one that this rank shares with others."""
+    if isinstance(model, Shard):
+        return LeadingRunner(
+            model,
+            num_blocks=config.num_blocks,
+            block_size=config.block_size,
+            sampling=config.sampling,
+            swap_blocks=config.limits.swap_blocks,
+            experts=config.experts,
+        )
+    return runner_of(
+        model,
+        num_blocks=config.num_blocks,
+        block_size=config.block_size,
+        sampling=config.sampling,
+        swap_blocks=config.limits.swap_blocks,
+        prefix_caching=config.prefix_caching,
+    )
+
+
+def _tune(model: Model, runner: Runner, config: EngineConfig) -> None:
+    """Choose the style of a decoder's experts, and capture its decodes where nothing is against."""
+    if not isinstance(model, Decoder):
+        if config.experts != AUTO:
+            raise EngineError(
+                f"experts: {config.experts!r} is not for an encoder-decoder; leave it out"
+            )
+        return
+    choice = use_experts(model, config.experts)
+    if config.graphs and follows_pages(model.device):
+        sizes = graph_sizes(min(config.limits.max_num_seqs, config.limits.max_batched_tokens))
+        runner.capture([size for size in sizes if choice(size).capturable])

@@ -11,41 +11,67 @@ import torch
 from torch import Tensor
 
 from engine.model.decoder import Decoder
-from engine.model.step import PagedKvCache, Segment, StepInput
+from engine.model.model import Model
+from engine.model.paged_layers import page_decodes
+from engine.model.step import PagedKvCache
 from engine.model.stopwatch import Lap, no_lap
 from engine.serve.blocks import Blocks
+from engine.serve.graphs import DecodeGraphs
+from engine.serve.inputs import Flat, flat
 from engine.serve.sampling import Logprob, Sampler, Sampling, Stream, logprobs_of
 from engine.serve.swapping import SwapSpace
+from moesim.errors import EngineError
 from moesim.serving.sequences import Batch, Chunk, Sequence
 
 
 class Runner:
-    """A decoder with its paged cache, the tokens of each sequence and the blocks they lie in."""
+    """A model with its paged cache, the tokens of each sequence and the blocks they lie in."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        model: Model,
         *,
         num_blocks: int,
         block_size: int,
         sampling: Sampling,
         swap_blocks: int = 0,
     ) -> None:
-        self.decoder = decoder
+        self.model = model
         self.cache = PagedKvCache(
-            decoder.spec,
+            model.spec,
             num_blocks=num_blocks,
             block_size=block_size,
-            device=decoder.device,
-            dtype=decoder.dtype,
+            device=model.device,
+            dtype=model.dtype,
         )
         self.blocks = Blocks(num_blocks, block_size)
-        self.swap = SwapSpace(self.cache, swap_blocks)
+        self.swap = self._swap_space(swap_blocks)
         self.tokens: dict[int, list[int]] = {}
         self.logprobs: dict[int, Logprob] = {}
         self._streams: dict[int, Stream] = {}
         self._block_size = block_size
-        self._sampler = Sampler(sampling, decoder.device)
+        self._sampler = Sampler(sampling, model.device)
+        self._graphs: DecodeGraphs | None = None
+        if isinstance(model, Decoder):  # what encoder-decoders do is their runner's matter
+            page_decodes(model)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model, for who looks into its layers; EngineError where it is not a decoder."""
+        if not isinstance(self.model, Decoder):
+            raise EngineError(f"model_type: {self.model.spec.model_type!r} is not a decoder's")
+        return self.model
+
+    @property
+    def decode_graphs(self) -> tuple[int, ...]:
+        """Batch sizes to which iterations of decodes alone are padded, none without graphs."""
+        return self._graphs.sizes if self._graphs else ()
+
+    def capture(self, sizes: Row[int]) -> None:
+        """Run iterations of decodes alone padded to these sizes from now on, on CUDA as graphs."""
+        columns = -(-self.model.spec.max_position_embeddings // self._block_size)
+        columns = min(columns, self.cache.num_blocks)
+        self._graphs = DecodeGraphs(self.decoder, self.cache, sizes, columns) if sizes else None
 
     @property
     def free_blocks(self) -> int:
@@ -56,7 +82,7 @@ class Runner:
         """Take in the tokens of a prompt, to be answered by a rule of its own or the engine's."""
         self.tokens[request_id] = list(prompt)
         if sampling is not None:
-            self._streams[request_id] = Stream(sampling, self.decoder.device)
+            self._streams[request_id] = Stream(sampling, self.model.device)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that is not to be finished, wherever its blocks are."""
@@ -71,9 +97,8 @@ class Runner:
         """
         self._make_room(batch)
         emitting = [chunk for chunk in batch.chunks if chunk.emits]
-        step = self._step_input(batch.chunks)
-        lap("host")
-        logits = self.decoder(step, self.cache, lap)  # [S, V]
+        laid = flat(batch.chunks, self.tokens, self.blocks.give, self._block_size)
+        logits = self._logits(laid, lap)
         if emitting:
             chosen = self._sample(logits, emitting)
             lap("sampling")
@@ -85,6 +110,18 @@ class Runner:
         for chunk in batch.chunks:
             self.blocks.share(chunk.sequence)
         return {sequence.request_id: self._remove(sequence) for sequence in finished}
+
+    def _swap_space(self, num_blocks: int) -> SwapSpace:
+        """Return room for so many swapped blocks."""
+        return SwapSpace(self.cache, num_blocks)
+
+    def _logits(self, laid: Flat, lap: Lap) -> Tensor:
+        """Return the logits (S, V) of the emitting rows; a graph has no laps to tell."""
+        if self._graphs and lap is no_lap and self._graphs.holds(laid):
+            return self._graphs.run(laid)
+        step = laid.step(self._block_size, self.decoder.device)
+        lap("host")
+        return self.decoder.forward(step, self.cache, lap)
 
     def _sample(self, logits: Tensor, emitting: Row[Chunk]) -> list[int]:
         """Choose a token for each row of logits [S, V], by its request's own rule if it has one."""
@@ -114,38 +151,3 @@ class Runner:
         self.blocks.take_back(sequence.request_id)
         self._streams.pop(sequence.request_id, None)
         return self.tokens.pop(sequence.request_id)[sequence.prompt_tokens :]
-
-    def _step_input(self, chunks: Iterable[Chunk]) -> StepInput:
-        """Lay a batch out flat, decodes first."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        segments: list[Segment] = []
-        emit_rows: dict[int, int] = {}
-        chunks = list(chunks)
-        for chunk in sorted(chunks, key=lambda chunk: chunk.new_tokens > 1):
-            key, size = chunk.sequence.request_id, self._block_size
-            end = chunk.context + chunk.new_tokens
-            blocks = self.blocks.give(chunk.sequence)
-            segments.append(
-                Segment(
-                    start=len(token_ids),
-                    length=chunk.new_tokens,
-                    context=chunk.context,
-                    blocks=torch.tensor(blocks, device=self.decoder.device),
-                )
-            )
-            span = range(chunk.context, end)
-            token_ids.extend(self.tokens[key][chunk.context : end])
-            positions.extend(span)
-            slots.extend(blocks[p // size] * size + p % size for p in span)
-            emit_rows[key] = len(token_ids) - 1
-        rows = [emit_rows[chunk.sequence.request_id] for chunk in chunks if chunk.emits]
-        device = self.decoder.device
-        return StepInput(
-            token_ids=torch.tensor(token_ids, device=device),
-            positions=torch.tensor(positions, device=device),
-            slots=torch.tensor(slots, device=device),
-            segments=segments,
-            emit_rows=torch.tensor(rows, dtype=torch.long, device=device),
-        )

@@ -21,12 +21,11 @@ beginning is encoded to.
 
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from engine.model.decoder import Decoder
+from engine.model.model import Model
 from engine.model.stopwatch import Lap, no_lap
 from engine.model.switch.model import Switch
 from engine.model.switch.step import SwitchSegment, SwitchStep
@@ -37,7 +36,7 @@ from moesim.serving.sequences import Batch, Chunk, Sequence
 
 
 def runner_of(
-    model: Decoder | Switch,
+    model: Model,
     *,
     num_blocks: int,
     block_size: int,
@@ -46,15 +45,21 @@ def runner_of(
     prefix_caching: bool = False,
 ) -> Runner:
     """Return a runner for a model of either kind; EngineError for what its kind cannot do."""
-    kind = Seq2SeqRunner if isinstance(model, Switch) else Runner
-    if kind is Seq2SeqRunner and prefix_caching:
+    if not isinstance(model, Switch):
+        return Runner(
+            model,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            sampling=sampling,
+            swap_blocks=swap_blocks,
+        )
+    if prefix_caching:
         raise EngineError(
             "prefix_caching: not for an encoder-decoder, which reads prompts as a whole; "
             "leave it out"
         )
-    return kind(
-        # A runner asks of its model the shape, the device, the number format and a forward pass.
-        cast(Decoder, model),
+    return Seq2SeqRunner(
+        model,
         num_blocks=num_blocks,
         block_size=block_size,
         sampling=sampling,
@@ -68,9 +73,11 @@ class Seq2SeqRunner(Runner):
     A sequence's tokens are its prompt's, then its answer's, as for a decoder.
     """
 
+    model: Switch
+
     def __init__(
         self,
-        decoder: Decoder,
+        model: Switch,
         *,
         num_blocks: int,
         block_size: int,
@@ -78,13 +85,12 @@ class Seq2SeqRunner(Runner):
         swap_blocks: int = 0,
     ) -> None:
         super().__init__(
-            decoder,
+            model,
             num_blocks=num_blocks,
             block_size=block_size,
             sampling=sampling,
             swap_blocks=swap_blocks,
         )
-        self.model = cast(Switch, decoder)
         self._openings: dict[int, Tensor] = {}
 
     @torch.inference_mode()

@@ -104,46 +104,52 @@ class Routes:
     async def models(self, _: Request) -> Response:
         """List the models."""
         models = [_card(model) for model in self._service.models.values()]
+        if self._service.gateway:
+            models.append(self._service.gateway.card())
         return JSONResponse({"object": "list", "data": models})
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
-        return JSONResponse(_card(self._service.model(request.path_params["name"])))
+        name, gateway = request.path_params["name"], self._service.gateway
+        if gateway and name == gateway.name:
+            return JSONResponse(gateway.card())
+        return JSONResponse(_card(self._service.model(name)))
 
     async def completions(self, request: Request) -> Response:
         """Complete prompts."""
         arrival_s = self._service.clock.now()
         self._service.check_open()
         asked = parse(CompletionRequest, await _body(request, self._service.bounds))
-        model = self._service.model(asked.model)
+        model = await self._service.answering(asked)
         special = asked.add_special_tokens
         prompts = [await _tokens(model.tokeniser, part, special) for part in asked.prompts]
         reply = CompletionReply(_heading(asked, model, prompts, "cmpl"))
-        return await self._answer(request, asked, prompts, reply, arrival_s)
+        return await self._answer(request, asked, model, prompts, reply, arrival_s)
 
     async def chat(self, request: Request) -> Response:
         """Go on with a conversation."""
         arrival_s = self._service.clock.now()
         self._service.check_open()
         asked = parse(ChatRequest, await _body(request, self._service.bounds))
-        model = self._service.model(asked.model)
+        model = await self._service.answering(asked)
         prompts = [await _tokens(model.tokeniser, asked.prompt, asked.add_special_tokens)]
         reply = ChatReply(_heading(asked, model, prompts, "chatcmpl"))
-        return await self._answer(request, asked, prompts, reply, arrival_s)
+        return await self._answer(request, asked, model, prompts, reply, arrival_s)
 
     async def _answer(
         self,
         request: Request,
         asked: CompletionRequest | ChatRequest,
+        model: ServedModel,
         prompts: list[list[int]],
         reply: Reply,
         arrival_s: float,
     ) -> Response:
-        service, model = self._service, self._service.model(asked.model)
+        service = self._service
         service.check_open()
         answers = Answers(service, model, jobs_of(service, model, asked, prompts, arrival_s))
         if asked.stream:
-            return EventStream(answers, reply, counted=asked.stream_options.include_usage)
+            return EventStream(answers, reply, asked.stream_options)
         pieces: list[Piece] = []
         async with answers.attended(request.receive):
             while come := await answers.next():

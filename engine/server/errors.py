@@ -57,6 +57,17 @@ def overloaded(message: str) -> ApiError:
     )
 
 
+def exhausted(message: str) -> ApiError:
+    """Return the error of a device whose memory did not do for what ran."""
+    return ApiError(
+        503,
+        f"{message}; ask for less at once",
+        kind="server_error",
+        code="out_of_memory",
+        retry_after_s=1,
+    )
+
+
 def broken(message: str) -> ApiError:
     """Return the error of a model that has stopped working."""
     return ApiError(500, message, kind="server_error")

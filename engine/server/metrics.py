@@ -26,6 +26,9 @@ COUNTERS = {
     "vllm:prompt_tokens_total": "Prompt tokens of requests that got their first token.",
     "vllm:generation_tokens_total": "Tokens generated.",
     "vllm:num_preemptions_total": "Times that a running request lost its blocks.",
+    "moesim:reconfigurations_total": "Times that a variant's non-expert layers were loaded.",
+    "moesim:expert_hits_total": "Experts that iterations found on the device, where some are not.",
+    "moesim:expert_misses_total": "Experts that iterations waited for, as they were absent.",
 }
 SUCCESS = "vllm:request_success_total"
 SUCCESS_HELP = "Requests that ended, by why: stop, length, or abort where the client left."

@@ -35,6 +35,8 @@ class StreamOptions(Schema):
 
     include_usage: bool = False
     """Send a last chunk without choices that counts the tokens."""
+    continuous_usage_stats: bool = False
+    """Count in every chunk the tokens so far; only with `include_usage`."""
     include_obfuscation: bool = False
     """Accepted, without effect."""
 

@@ -4,7 +4,6 @@ Only fields that were set are sent: a chunk has `usage` only where it was asked 
 """
 
 import time
-from collections.abc import Iterable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -72,8 +71,11 @@ class Reply(Protocol):
     def whole(self, pieces: Row[Piece]) -> BaseModel:
         """Return the answer to a request that does not stream."""
 
-    def chunks(self, piece: Piece) -> Iterable[BaseModel]:
+    def chunks(self, piece: Piece) -> list[Completion] | list[ChatCompletion]:
         """Return what is sent for one token."""
+
+    def usage(self, completion_tokens: int) -> Usage:
+        """Count the tokens of the whole request."""
 
     def counts(self, completion_tokens: int) -> BaseModel:
         """Return the last chunk, without choices, that counts the tokens."""
@@ -96,6 +98,10 @@ class CompletionReply:
     def chunks(self, piece: Piece) -> list[Completion]:
         """Return one token as a chunk."""
         return [self._answer([self._choice([piece])])]
+
+    def usage(self, completion_tokens: int) -> Usage:
+        """Count the tokens of the whole request."""
+        return self._heading.usage(completion_tokens)
 
     def counts(self, completion_tokens: int) -> Completion:
         """Return the chunk that counts."""
@@ -186,6 +192,10 @@ class ChatReply:
             return [chunk]
         self._begun = True
         return [self._opening(), chunk]
+
+    def usage(self, completion_tokens: int) -> Usage:
+        """Count the tokens of the whole request."""
+        return self._heading.usage(completion_tokens)
 
     def counts(self, completion_tokens: int) -> ChatCompletion:
         """Return the chunk that counts."""

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from engine.serve.clock import Clock
 from engine.server.errors import ApiError, overloaded, unavailable
+from engine.server.gateway import GatewayModel
+from engine.server.protocol import ChatRequest, CompletionRequest
 from engine.server.tokens import Tokeniser
 from engine.server.worker import Worker
 from moesim.serving.records import REFUSED, Record
@@ -42,10 +44,14 @@ class ServedModel:
 
     @property
     def max_model_len(self) -> int:
-        """The most tokens of a prompt and its answer together, by positions and by blocks."""
+        """The most tokens of a prompt and its answer together, by positions, blocks and policy."""
         config = self.worker.engine.config
-        # The last token's keys and values are never written.
-        return min(config.limits.max_model_len, config.num_blocks * config.block_size + 1)
+        limits = config.limits
+        # The last token's keys and values are never written, nor computed again.
+        longest = min(limits.max_model_len, config.num_blocks * config.block_size + 1)
+        if limits.policy.chunked or not limits.policy.preempts:
+            return longest
+        return min(longest, limits.max_batched_tokens + 1)
 
     def take_seats(self, wanted: int) -> None:
         """Let prompts in; ApiError where there will never be so many seats, or are not now."""
@@ -74,7 +80,7 @@ class Guest(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Service:
-    """The models by name, and the requests that are `open`.
+    """The models by name, a gateway before them if there is one, the requests that are `open`.
 
     `kept` collects the records of what has ended, where they are wanted.
     """
@@ -84,6 +90,7 @@ class Service:
     bounds: Bounds = Bounds()
     api_key: str = ""
     kept: list[Record] | None = None
+    gateway: GatewayModel | None = None
     draining: bool = False
     open: set[Guest] = field(default_factory=set)
     _ids: Iterator[int] = field(default_factory=count)
@@ -96,13 +103,20 @@ class Service:
     def model(self, name: str) -> ServedModel:
         """Return a model by name; ApiError 404 lists those there are."""
         if name not in self.models:
+            known = [*self.models, *([self.gateway.name] if self.gateway else [])]
             raise ApiError(
                 404,
-                f"model: {name!r} is not served here; there is {', '.join(self.models)}",
+                f"model: {name!r} is not served here; there is {', '.join(known)}",
                 param="model",
                 code="model_not_found",
             )
         return self.models[name]
+
+    async def answering(self, asked: CompletionRequest | ChatRequest) -> ServedModel:
+        """Return the model that answers a request: the one it names, or the gateway's choice."""
+        if self.gateway and asked.model == self.gateway.name:
+            return self.models[await self.gateway.expert_for(asked)]
+        return self.model(asked.model)
 
     def check_open(self) -> None:
         """Raise ApiError 503 where no more requests are taken."""

@@ -7,7 +7,10 @@ from starlette.types import Receive, Scope, Send
 
 from engine.server.answers import Answers
 from engine.server.errors import ApiError, ClientGoneError
+from engine.server.protocol import StreamOptions
 from engine.server.replies import Reply, written
+from engine.server.responses import ChatCompletion, Completion
+from engine.server.worker import Piece
 
 DONE = b"data: [DONE]\n\n"
 
@@ -17,12 +20,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answers: Answers, reply: Reply, *, counted: bool) -> None:
+    def __init__(self, answers: Answers, reply: Reply, options: StreamOptions) -> None:
         super().__init__(headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._answers = answers
         self._reply = reply
-        self._counted = counted
+        self._options = options
+        self._sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
@@ -39,13 +43,22 @@ class EventStream(Response):
 
     async def _tokens(self, send: Send) -> list[bytes]:
         """Send the tokens, return what is left to send."""
-        sent = 0
         while pieces := await self._answers.next():
-            sent += len(pieces)
-            chunks = [chunk for piece in pieces for chunk in self._reply.chunks(piece)]
+            chunks = [chunk for piece in pieces for chunk in self._chunks(piece)]
             events = b"".join(_event(written(chunk)) for chunk in chunks)
             await send({"type": "http.response.body", "body": events, "more_body": True})
-        return [_event(written(self._reply.counts(sent)))] if self._counted else []
+        counted = self._options.include_usage
+        return [_event(written(self._reply.counts(self._sent)))] if counted else []
+
+    def _chunks(self, piece: Piece) -> list[Completion] | list[ChatCompletion]:
+        """Return what is sent for one token, each chunk with the tokens so far if asked for."""
+        chunks = self._reply.chunks(piece)
+        self._sent += 1
+        if self._options.include_usage and self._options.continuous_usage_stats:
+            for chunk in chunks[:-1]:  # who speaks is said before the first token
+                chunk.usage = self._reply.usage(self._sent - 1)
+            chunks[-1].usage = self._reply.usage(self._sent)
+        return chunks
 
 
 def _event(data: str) -> bytes:

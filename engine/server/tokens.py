@@ -60,8 +60,15 @@ def _declared_eos(checkpoint: Path) -> frozenset[int]:
     """Return the ends of an answer that a checkpoint declares, none if it declares none."""
     for name in DECLARING_FILES:
         found = _content(checkpoint / name).get("eos_token_id")
-        if found is not None:
-            return frozenset(found if isinstance(found, list) else [found])
+        if found is None:
+            continue
+        tokens = found if isinstance(found, list) else [found]
+        if not all(type(token) is int for token in tokens):
+            raise EngineError(
+                f"{checkpoint / name}: eos_token_id: {found!r} is not a token or a list of them; "
+                "correct it, or leave it out"
+            )
+        return frozenset(tokens)
     return frozenset()
 
 

@@ -5,15 +5,19 @@ loop, however many tokens were generated.
 """
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+import torch
+
+from engine.model.allocation import shortage
 from engine.serve.engine import Engine
 from engine.serve.sampling import Logprob, Sampling
 from engine.server.account import Account
-from engine.server.errors import ApiError, broken
+from engine.server.errors import ApiError, broken, exhausted
 from engine.server.metrics import GAUGES, Metrics, Reading
 from engine.server.transcript import Transcript, Written
 from moesim.serving.records import Record
@@ -60,20 +64,29 @@ class _Stop:
     pass
 
 
+Order = Job | _Cancel | _Stop
+"""What the event loop asks of a worker."""
+
+
 class Worker:
     """Runs an engine in a thread of its own.
 
-    `submit` and `cancel` are called from the event loop. Should the engine fail, all open answers
-    end with an error, and so does every later one.
+    `submit` and `cancel` are called from the event loop. Should the device run out of memory, the
+    answers that run end with an error and the worker goes on; not so where the engine is not
+    `alone`, as other ranks are in the middle of the same iteration. Should the engine fail in any
+    other way, all open answers end with an error, and so does every later one.
     """
 
-    def __init__(self, name: str, engine: Engine, account: Account, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, engine: Engine, account: Account, metrics: Metrics, *, alone: bool = True
+    ) -> None:
         self.name = name
         self.engine = engine
         self.failed = False
         self._account = account
         self._metrics = metrics
-        self._orders: SimpleQueue[Job | _Cancel | _Stop] = SimpleQueue()
+        self._alone = alone
+        self._orders: SimpleQueue[Order] = SimpleQueue()
         self._jobs: dict[int, Job] = {}
         self._sent: list[tuple[Job, Piece]] = []
         self._thread = Thread(target=self._run, name=f"engine {name}", daemon=True)
@@ -111,7 +124,7 @@ class Worker:
     def _run(self) -> None:
         try:
             while self._take_in():
-                self.engine.step()
+                self._step()
                 self._deliver()
         except BaseException:
             if self._loop.is_closed():
@@ -120,6 +133,30 @@ class Worker:
             # hook prints the traceback.
             self._loop.call_soon_threadsafe(self._fail)
             raise
+
+    def _step(self) -> None:
+        """Run an iteration; where memory runs out, drop who runs and go on with who waits."""
+        try:
+            self.engine.step()
+        except RuntimeError as wrong:
+            why = shortage(wrong, self.engine.runner.model.device)
+            if why is None or not self._alone:
+                raise
+            self._shed(f"out of device memory: an iteration {why}")
+            torch.cuda.empty_cache()
+
+    def _shed(self, why: str) -> None:
+        """End what runs with an error; who waits has nothing on the device yet."""
+        running = [sequence.request_id for sequence in self.engine.scheduler.running]
+        for request_id in running:
+            job = self._jobs[request_id]
+            self._cancel(request_id, why)
+            self._loop.call_soon_threadsafe(job.letters.put_nowait, exhausted(why))
+        print(
+            f"warning: model {self.name!r}: {why}; {len(running)} requests that ran are dropped",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _take_in(self) -> bool:
         """Follow all orders, waiting for one if there is nothing to do; False to stop."""
@@ -135,7 +172,7 @@ class Worker:
                     return False
         return True
 
-    def _pending(self) -> Iterator[Job | _Cancel | _Stop]:
+    def _pending(self) -> Iterator[Order]:
         """Yield the orders there are, at least one while the engine is idle."""
         while True:
             try:
@@ -153,8 +190,9 @@ class Worker:
         self._jobs[job.request_id] = job
         self.engine.submit(job.record, job.prompt, sampling=job.sampling, reader=reader)
 
-    def _cancel(self, request_id: int) -> None:
+    def _cancel(self, request_id: int, why: str = "cancelled") -> None:
         if self.engine.cancel(request_id):
+            self.engine.ledger.records[request_id].detail = why
             self._close(request_id, "abort")
 
     def _close(self, request_id: int, why: str) -> None:

@@ -235,12 +235,17 @@ def _read_switch(config: Config, source: str) -> Fields:
 
 
 def _switch_dense_layers(config: Config, side: str, layers: int, source: str) -> tuple[int, ...]:
-    """Return the layers without experts: every `step`-th, from the second on, has some."""
+    """Return the layers without experts: every `step`-th, from the second on, has some.
+
+    As transformers has it, layer 1 keeps its experts where `num_sparse_*_layers` is 0; no layer has
+    any only where the step is 0, as it is for more sparse layers than there are.
+    """
     default = None
     if config.get(f"num_sparse_{side}_layers") is not None:
-        default = max(1, layers // _whole(config, f"num_sparse_{side}_layers", source))
-    step = _whole(config, f"{side}_sparse_step", source, default)
-    return tuple(layer for layer in range(layers) if step > 1 and layer % step != 1)
+        sparse = _count(config, f"num_sparse_{side}_layers", source)
+        default = layers // sparse if sparse else layers
+    step = _count(config, f"{side}_sparse_step", source, default)
+    return tuple(layer for layer in range(layers) if not step or (step > 1 and layer % step != 1))
 
 
 def _write_decoder(fields: Fields) -> Fields:
@@ -299,7 +304,14 @@ def _write_switch(fields: Fields) -> Fields:
             ("decoder", "num_hidden_layers", "dense_layers"),
         )
     }
-    return {"feed_forward_proj": "relu", **{key: fields[keys[key]] for key in keys}, **sparse}
+    # Without a step, 0 sparse layers would be read as one.
+    steps = {
+        f"{side}_sparse_step": 0
+        for side in ("encoder", "decoder")
+        if not sparse[f"num_sparse_{side}_layers"]
+    }
+    shape = {key: fields[keys[key]] for key in keys}
+    return {"feed_forward_proj": "relu", **shape, **sparse, **steps}
 
 
 ARCHITECTURES = {
@@ -315,8 +327,8 @@ ARCHITECTURES = {
 DECODERS = ("mixtral", "qwen3_moe", "llama")
 """The architectures that are decoders alone: `engine.model.decoder` runs them."""
 
-RUNNABLE = DECODERS
-"""The architectures that the engine runs and the simulator follows."""
+RUNNABLE = (*DECODERS, "switch_transformers")
+"""The architectures that the engine runs; calibration and simulation follow the decoders."""
 
 
 def _refuse(config: Config, source: str, **supported: object) -> None:
@@ -328,13 +340,23 @@ def _refuse(config: Config, source: str, **supported: object) -> None:
 
 
 def _whole(config: Config, name: str, source: str, default: int | None = None) -> int:
+    value = _count(config, name, source, default, "above zero")
+    if value < 1:
+        raise ScenarioError(f"{source}: {name}: {value!r} must be a whole number above zero")
+    return value
+
+
+def _count(
+    config: Config, name: str, source: str, default: int | None = None, bound: str = "from zero on"
+) -> int:
+    """Read a whole number that may be zero."""
     value = config.get(name)
     if value is None and default is not None:
         return default
     if name not in config:
         raise ScenarioError(f"{source}: {name}: missing; add it")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ScenarioError(f"{source}: {name}: {value!r} must be a whole number above zero")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ScenarioError(f"{source}: {name}: {value!r} must be a whole number {bound}")
     return value
 
 

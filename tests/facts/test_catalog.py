@@ -10,7 +10,8 @@ import pytest
 from moesim.cost.profile import load_profile
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import SUFFIX, load_device, load_model, locate, shipped
-from moesim.facts.configs import ARCHITECTURES
+from moesim.facts.configs import ARCHITECTURES, DECODERS, RUNNABLE
+from moesim.facts.quality import load_curve
 from moesim.scenario import ROOFLINE, load_scenario, load_workload
 
 LOADERS: dict[str, Callable[[str], Any]] = {
@@ -19,6 +20,7 @@ LOADERS: dict[str, Callable[[str], Any]] = {
     "profiles": load_profile,
     "workloads": load_workload,
     "scenarios": load_scenario,
+    "quality": load_curve,
 }
 SHIPPED = [(folder, name) for folder in LOADERS for name in shipped(folder)]
 DEVICE = "name: d\nkind: cpu\nmemory_bytes: 1024\nsource: here\n"
@@ -37,8 +39,8 @@ def test_a_shipped_file_loads(folder: str, name: str, monkeypatch: Any, tmp_path
 
 
 def test_what_is_named_in_a_file_is_its_file_name() -> None:
-    """Devices, workloads and scenarios carry their own name, the one they are found by."""
-    for folder in ("hardware", "workloads", "scenarios"):
+    """Devices, workloads, scenarios and curves carry their own name, that they are found by."""
+    for folder in ("hardware", "workloads", "scenarios", "quality"):
         for name in shipped(folder):
             assert LOADERS[folder](name).name == name
 
@@ -64,11 +66,11 @@ def test_an_unknown_name_lists_the_known(folder: str) -> None:
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["switch-base-8"])
-def test_a_shape_that_does_not_run_is_for_those_who_ask(name: str) -> None:
-    """Engine and simulator, which ask for a model and no more, get none they would get wrong."""
+def test_who_follows_decoders_alone_gets_no_other() -> None:
+    """The simulator says so before it gets anything wrong; the engine runs both."""
     with pytest.raises(ScenarioError, match=r"model_type: .* is not supported here.*'mixtral'"):
-        load_model(name)
+        load_model("switch-base-8", architectures=DECODERS)
+    assert load_model("switch-base-8").model_type in RUNNABLE
 
 
 def test_a_path_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ def test_a_missing_field_is_named(field: str) -> None:
         ({**QWEN, "sliding_window": 64, "use_sliding_window": True}, "sliding_window: 64"),
         ({**SWITCH, "feed_forward_proj": "gated-gelu"}, "feed_forward_proj: 'gated-gelu'"),
         ({**SWITCH, "router_bias": True}, "router_bias: True"),
-        ({**SWITCH, "num_sparse_decoder_layers": 0}, "num_sparse_decoder_layers: 0"),
+        ({**SWITCH, "num_sparse_decoder_layers": -1}, "num_sparse_decoder_layers: -1"),
     ],
 )
 def test_what_would_compute_otherwise_is_refused(config: dict[str, Any], words: str) -> None:

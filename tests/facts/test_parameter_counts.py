@@ -29,6 +29,16 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_sparse_decoder_layers": 1, "num_experts": 4, "expert_capacity": 8, "vocab_size": 50,
         "relative_attention_num_buckets": 8,
     },
+    "Switch that asks for no sparse layers and gets one": {
+        "model_type": "switch_transformers", "d_model": 16, "d_ff": 32, "d_kv": 4, "num_heads": 2,
+        "num_layers": 4, "num_decoder_layers": 1, "num_sparse_encoder_layers": 0,
+        "num_sparse_decoder_layers": 0, "num_experts": 4, "expert_capacity": 8, "vocab_size": 50,
+    },
+    "Switch that asks for more sparse layers than it has": {
+        "model_type": "switch_transformers", "d_model": 16, "d_ff": 32, "d_kv": 4, "num_heads": 2,
+        "num_layers": 4, "num_decoder_layers": 3, "num_sparse_encoder_layers": 5,
+        "num_sparse_decoder_layers": 4, "num_experts": 4, "expert_capacity": 8, "vocab_size": 50,
+    },
 }  # fmt: skip
 SHIPPED = {name: json.loads(path.read_text()) for name, path in shipped("models").items()}
 CONFIGS = SHIPPED | SMALL

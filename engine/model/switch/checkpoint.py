@@ -13,15 +13,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.model.checkpoint import (
-    INDEX_FILE,
+from engine.model.reading import (
     SINGLE_FILE,
     Stored,
-    _check,
-    _dtype_name,
-    _headers,
-    _opened,
-    _weight_files,
+    check,
+    dtype_name,
+    headers,
+    missing,
+    opened,
+    unexpected,
+    weight_files,
 )
 from engine.model.switch.config import SwitchConfig, read_switch_config
 from engine.model.switch.layout import DECODER_TABLE, ENCODER_TABLE, SHARED, TABLES, places
@@ -41,8 +42,8 @@ def load_switch(
     """
     config = _config_of(path, dtype)
     spec = config.spec
-    files = _weight_files(path)
-    stored = [tensor for file in files for tensor in _headers(file)]
+    files = weight_files(path)
+    stored = [tensor for file in files for tensor in headers(file)]
     names = {tensor.name for tensor in stored}
     own = not spec.tie_word_embeddings and {ENCODER_TABLE, DECODER_TABLE} <= names
     # Shapes are compared on tensors without memory, before any weight is allocated or read.
@@ -92,7 +93,7 @@ def save_switch(model: Switch, path: Path) -> None:
 
 def _config_of(path: Path, dtype: torch.dtype | None) -> SwitchConfig:
     try:
-        return read_switch_config(path, None if dtype is None else _dtype_name(dtype))
+        return read_switch_config(path, None if dtype is None else dtype_name(dtype))
     except ScenarioError as wrong:
         raise EngineError(str(wrong)) from None
 
@@ -115,24 +116,17 @@ def _matched(stored: list[Stored], expected: dict[str, Tensor], files: list[Path
         if place is None and tensor.name in TABLES:
             continue  # one more copy of a table that another name stands for
         if place is None:
-            raise EngineError(
-                f"{tensor.file}: {tensor.name}: unexpected or repeated tensor; "
-                "give a checkpoint of the model that config.json describes"
-            )
-        _check(tensor, tuple(place.shape))
+            raise unexpected(tensor)
+        check(tensor, tuple(place.shape))
         wanted.append(tensor)
     if expected:
-        file = files[0] if len(files) == 1 else files[0].parent / INDEX_FILE
-        raise EngineError(
-            f"{file}: {next(iter(expected))}: missing tensor (of {len(expected)} missing); "
-            "give a complete checkpoint of the model that config.json describes"
-        )
+        raise missing(expected, files)
     return wanted
 
 
 def _read(wanted: list[Stored], targets: Mapping[str, Tensor]) -> None:
     for file in sorted({tensor.file for tensor in wanted}):
-        with _opened(file) as tensors:
+        with opened(file) as tensors:
             for name in (tensor.name for tensor in wanted if tensor.file == file):
                 targets[name].copy_(tensors.get_tensor(name))
 

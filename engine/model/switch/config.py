@@ -113,9 +113,9 @@ def _eos_tokens(config: Mapping[str, Any], file: Path) -> tuple[int, ...]:
 
 
 def _sparse_step(layers: int, dense: tuple[int, ...]) -> int:
-    """Return the distance between layers with experts, the first of which is layer 1."""
+    """Return the distance between layers with experts, of which the first is layer 1; or 0."""
     sparse = [layer for layer in range(layers) if layer not in dense]
-    return sparse[1] - sparse[0] if len(sparse) > 1 else max(layers, 2 - len(sparse))
+    return sparse[1] - sparse[0] if len(sparse) > 1 else layers * len(sparse)
 
 
 def _is_token(value: object) -> bool:

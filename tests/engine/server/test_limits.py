@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+import torch
 from starlette.applications import Starlette
 from starlette.types import Message
 
@@ -252,3 +254,37 @@ async def test_a_broken_engine_leaves_nobody_waiting(
     for request_id in list(worker.engine.ledger.records):
         assert worker.engine.cancel(request_id)
     worker.engine.ledger.records.clear()
+
+
+async def test_out_of_memory_ends_what_runs_and_nothing_else(
+    loaded: Starting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One runs, streamed, one waits: the first ends with the sizes, the second is answered."""
+    service = loaded(max_num_seqs=1)
+    engine = service.models["tiny"].worker.engine
+
+    def starve(*_: Any) -> None:
+        monkeypatch.undo()
+        torch.empty(1 << 55)
+
+    async with running(service) as (app, client):
+        streamed = Caller(app, {**LONG, "stream": True})
+        await until(lambda: streamed.sent[2:])
+        waiting = Caller(app, SHORT)
+        await until(lambda: len(engine.scheduler.waiting))
+        monkeypatch.setattr(engine.runner, "_sample", starve)
+        await streamed.call
+        await waiting.call
+        assert waiting.status == 200
+        error, done, _ = streamed.sent[-1]["body"].decode().split("\n\n")
+        assert done == "data: [DONE]"
+        content = json.loads(error.removeprefix("data: "))["error"]
+        assert content["code"] == "out_of_memory"
+        sizes = r"needs 1\.34e\+08 GiB more, cpu has [\d.]+ GiB free of [\d.]+ GiB; ask for less"
+        assert re.match(f"out of device memory: an iteration {sizes}", content["message"])
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.post(COMPLETIONS, json=SHORT)).status_code == 200
+    first, *others = sorted(service.kept or [], key=lambda record: record.request_id)
+    assert first.detail.startswith("out of device memory: ")
+    assert [record.outcome for record in others] == ["completed"] * 2
+    assert "warning: model 'tiny': out of device memory: " in capsys.readouterr().err

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from engine import cli
 from engine.server.command import Setting, named, serve
 from engine.server.hosting import Hosting
 from engine.server.process import bound_socket
+from engine.server.scheduling import Scheduling
 from engine.server.service import Bounds
 from moesim.errors import EngineError, MoesimError, MoesimWarning
 from moesim.serving.records import read_records
@@ -192,11 +194,11 @@ async def _cut_short(server: Running) -> int:
 
 def test_many_users_some_of_whom_leave() -> None:
     """The load benchmark at a small size checks every token and what is left at the end."""
-    command = [sys.executable, "benchmarks/server_load.py", "--users", "120", "--requests", "600"]
+    command = [sys.executable, "benchmarks/server_load.py", "--users", "100", "--requests", "300"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     content = json.loads(done.stdout)
-    assert (content["answered"], content["left"], content["errors"]) == (540, 60, 0)
+    assert (content["answered"], content["left"], content["errors"]) == (270, 30, 0)
 
 
 def test_small_packets_are_not_held_back() -> None:
@@ -240,6 +242,66 @@ def test_a_taken_port_is_an_error() -> None:
         port = other.getsockname()[1]
         with pytest.raises(EngineError, match=f"--port {port}: .*in use; choose another"):
             serve(setting(port=port))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda _: None, r": no such file; give a checkpoint folder with a config.json"),
+        (lambda f: (f / "config.json").write_text("{"), r"/config.json: not readable as JSON"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'),
+            r"/config.json: model_type: 'gpt2' is not supported here; give a model of type 'mixtr",
+        ),
+        (
+            lambda f: os.truncate(f / "model.safetensors", 5000),
+            r"/model.safetensors: not readable as safetensors \(.*\); download or save it again",
+        ),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            r": neither model.safetensors nor model.safetensors.index.json; give a checkpoint",
+        ),
+        (
+            lambda f: (f / "tokenizer.json").write_text("{}"),
+            r"/tokenizer.json: not a tokeniser \(.*\); save it again",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_served(
+    damage: Callable[[Path], Any], message: str, tiny: Path, tmp_path: Path
+) -> None:
+    """In one line that names the file, what is wrong with it and what to do."""
+    folder = tmp_path / "damaged"
+    if "no such file" not in message:
+        shutil.copytree(tiny, folder)
+    damage(folder)
+    with pytest.raises(EngineError, match=message) as refusal:
+        serve(setting(models=[f"a={folder}"]))
+    assert str(refusal.value).startswith(str(folder))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("hosting", "message"),
+    [
+        (Hosting(num_blocks=10**10), r"10{10} blocks of 16 .*: [\d.e+]+ GiB do not fit on cpu"),
+        (
+            Hosting(max_num_seqs=10**9, scheduling=Scheduling(preemption="swap", swap_gib=1e6)),
+            r"swap space: \d+ blocks: [\d.e+]+ GiB do not fit on cpu",
+        ),
+    ],
+)
+def test_what_does_not_fit_in_memory(hosting: Hosting, message: str, tiny: Path) -> None:
+    """How much is needed, how much there is, what to lower."""
+    with pytest.raises(EngineError, match=message + r" \([\d.]+ GiB free of [\d.]+ GiB\); lower "):
+        serve(setting(models=[f"a={tiny}"], hosting=hosting))
+
+
+def test_records_that_cannot_be_written(tmp_path: Path) -> None:
+    """Known before anything is loaded, not when all is served."""
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match=r"--records .*: cannot be written \(.*\); choose anoth"):
+        serve(setting(records=tmp_path / "file" / "records.csv"))
 
 
 def test_an_open_address_without_a_key_is_a_warning() -> None:

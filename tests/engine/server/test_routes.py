@@ -120,6 +120,17 @@ async def test_the_template_is_plain(client: httpx2.AsyncClient) -> None:
     assert text == "system: Be brief.\nassistant: Yes?\nuser: Hello\nassistant:"
 
 
+async def test_usage_is_counted_in_every_chunk(client: httpx2.AsyncClient) -> None:
+    """As vLLM has it: one more token a chunk, none where it only says who speaks."""
+    options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for path, body, first in ((COMPLETIONS, GREEDY, 1), (CHAT, TALK, 0)):
+        *chunks, last = await stream(client, path, **body, **options)
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == list(range(first, 13))
+        assert chunks[-1]["usage"] == last["usage"]
+        assert last["choices"] == []
+
+
 async def test_usage_is_streamed_where_asked_for(client: httpx2.AsyncClient) -> None:
     """In one chunk without choices, after the tokens."""
     options = {"stream_options": {"include_usage": True}}

@@ -81,3 +81,11 @@ def test_broken_files_are_named(checkpoint: Path, name: str) -> None:
     (checkpoint / name).write_text("{broken")
     with pytest.raises(EngineError, match=name):
         tokeniser_of(checkpoint, 300)
+
+
+@pytest.mark.parametrize("wrong", ["x", [1, "x"], True, 1.5])
+def test_an_end_that_is_no_token(tmp_path: Path, wrong: object) -> None:
+    """Rather than answers that never end."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(EngineError, match=r"generation_config.json: eos_token_id: .* not a token"):
+        tokeniser_of(tmp_path, 300)

@@ -149,7 +149,7 @@ def test_transformers_reads_what_is_saved(
 
 
 @pytest.mark.parametrize("layers", [2, 5, 8])
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_sparse_steps(switch: Callable[..., Any], layers: int, step: int) -> None:
     """Whatever layers have experts, the configuration written says so, to transformers too."""
     theirs = switch(num_layers=layers, encoder_sparse_step=step)
