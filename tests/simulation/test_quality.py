@@ -128,7 +128,7 @@ def test_the_published_layout_and_what_it_is_beside() -> None:
 
 
 def test_a_curve_that_is_not_there() -> None:
-    with pytest.raises(ScenarioError, match="one of the shipped quality: .*mixtral-mt-bench"):
+    with pytest.raises(ScenarioError, match=r"one of the shipped quality: .*mixtral-mt-bench"):
         quality(consolidated(0.4), "nope")
 
 
