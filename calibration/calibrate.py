@@ -19,8 +19,8 @@ from calibration.models import model_digest, open_model
 from calibration.operations import cells_of, measure
 from calibration.partial import Partial
 from calibration.probe import probe_s
-from calibration.router import observe_router
 from calibration.timing import UNSTABLE_SPREAD, median_and_spread
+from calibration.transfers import Asked, measure_transfers, watched
 from engine.serve.engine import Engine, EngineConfig
 from engine.serve.memory import default_blocks
 from engine.serve.sampling import Sampling
@@ -56,6 +56,8 @@ class Settings:
     max_batched_tokens: int = 512
     num_blocks: int | None = None
     device: torch.device
+    transfers: Asked | None = None
+    """What to measure of models that share the device; nothing if not given."""
 
 
 def silent(fraction: float, doing: str) -> None:
@@ -71,6 +73,8 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     progress(0.0, "loading the model")
     engine = engine_for(settings)
     spec = engine.runner.decoder.spec
+    if settings.transfers is not None:
+        settings.transfers.check(spec)
     digest = model_digest(settings.model, spec)
     partial = Partial.open(out, _setting(settings, engine, host, digest))
     rng = np.random.default_rng(0)
@@ -79,9 +83,7 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     started = time.perf_counter() - partial.spent_s
     _warm_up(engine, grid, rng)
     progress(0.05, "watching the router")
-    router = observe_router(
-        engine, sequences=min(24, engine.config.limits.max_num_seqs), prompt=24, output=24, seed=0
-    )
+    router = watched(engine)
     before_s = probe_s(engine)
     _measure_rounds(engine, [*grid, *mixed], partial, settings.budget_s, started, rng, progress)
     progress(1.0, "judging")
@@ -89,6 +91,11 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     profile = _profile(settings, engine, router, grid, mixed, partial, host, digest, duration_s)
     probes = {"probe_s": (before_s + probe_s(engine)) / 2}
     profile = profile.model_copy(update={"verdict": profile.verdict.model_copy(update=probes)})
+    if settings.transfers is not None:
+        found = measure_transfers(
+            engine, settings.model, settings.transfers, settings.device, progress
+        )
+        profile = profile.model_copy(update={"transfers": found})
     save_profile(profile, out)
     partial.remove()
     return profile

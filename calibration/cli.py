@@ -30,6 +30,9 @@ Examples:
   moesim-calibrate profile --model checkpoint/ --out my-host.json
 
   moesim-calibrate profile --model demo-moe --out my-host.json --budget-s 30
+
+  moesim-calibrate profile --model base/ --transfers --variants base=base/,chat=chat/
+    --gateway gateway.npz --out my-host.json
 """
 
 VALIDATE_HELP = """Serve a workload for real, predict it from the profile, and compare.
@@ -43,7 +46,13 @@ Examples:
 
   moesim-calibrate validate --profile my-host.json --workload demo-trace --trace azure.csv
     --model checkpoint/ --out v/
+
+  moesim-calibrate validate --profile my-host.json --workload consolidated.yaml
+    --variants base=base/,instruct=instruct/ --out v/
 """
+
+
+VARIANTS_HELP = "Checkpoints of one shape, as NAME=FOLDER,NAME=FOLDER."
 
 
 @contextmanager
@@ -105,14 +114,28 @@ def profile(
     kv_blocks: Annotated[
         int | None, typer.Option(min=1, help="KV blocks to allocate; what fits if not given.")
     ] = None,
+    transfers: Annotated[
+        bool,
+        typer.Option("--transfers", help="Measure loads, swaps and stores too."),
+    ] = False,
+    variants: Annotated[str, typer.Option(help=VARIANTS_HELP)] = "",
+    gateway: Annotated[
+        Path | None, typer.Option(help="A gateway to time, as moesim-engine makes it.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts to time it with; made up if not given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Profile a model."""
     from calibration.calibrate import Settings, calibrate, check_budget
     from calibration.host import detect as look
     from calibration.models import device_of
+    from calibration.transfers import Asked
+    from calibration.transfers_shown import transfer_lines
 
     check_budget(budget_s)
+    more = Asked(variants=_named(variants), gateway=gateway, prompts=prompts)
     settings = Settings(
         model=model,
         budget_s=budget_s,
@@ -120,13 +143,17 @@ def profile(
         max_batched_tokens=max_batched_tokens,
         num_blocks=kv_blocks,
         device=device_of(),
+        transfers=more if transfers or variants or gateway or prompts else None,
     )
     host = look()
     with progress_bar() as progress:
         made = calibrate(settings, out, host, progress)
     verdict = made.verdict
     if as_json:
-        print(json.dumps({"profile": str(out), **verdict.model_dump()}, indent=1))
+        content = {"profile": str(out), **verdict.model_dump()}
+        if made.transfers is not None:
+            content["transfers"] = made.transfers.model_dump()
+        print(json.dumps(content, indent=1))
         return
     word = "stable" if verdict.stable else "NOT stable"
     print(
@@ -139,16 +166,26 @@ def profile(
             f"{100 * verdict.iteration_error_p50:.1f} % (median), "
             f"{100 * verdict.iteration_error_p90:.1f} % (p90)"
         )
+    for line in transfer_lines(made.transfers):
+        print(f"  {line}")
     for warning in verdict.warnings:
         print(f"  note: {warning}")
+
+
+def _named(variants: str) -> dict[str, Path]:
+    """Return folders by name, of `base=base/,chat=chat/`."""
+    from engine.variants.command import named
+
+    return named([part.strip() for part in variants.split(",") if part.strip()])
 
 
 @app.command(help=VALIDATE_HELP)
 def validate(
     profile: Annotated[str, typer.Option(help="The profile made on this host.")],
     workload: Annotated[str, typer.Option(help="A scenario file or a shipped scenario.")],
-    model: Annotated[str, typer.Option(help="The checkpoint that was profiled.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
+    model: Annotated[str, typer.Option(help="The checkpoint that was profiled.")] = "",
+    variants: Annotated[str, typer.Option(help=VARIANTS_HELP)] = "",
     trace: Annotated[
         Path | None, typer.Option(help="Replay this trace in place of the workload's.")
     ] = None,
@@ -163,14 +200,23 @@ def validate(
     from calibration.host import detect as look
     from calibration.models import device_of
     from calibration.report import write_validation_report
+    from calibration.sharing import served_together
     from calibration.validate import Plan
     from calibration.validate import validate as run_validation
     from moesim.cost.profile import load_profile
+    from moesim.errors import CalibrationError
     from moesim.evidence.validation import comparison_json
     from moesim.scenario import load_scenario
     from moesim.views.terminal import show_comparison
 
-    scenario = load_scenario(workload).served_here(model)
+    folders = _named(variants)
+    if bool(model) == bool(folders):
+        raise CalibrationError(
+            "--model: give the checkpoint that was profiled, or, for models that share the device, "
+            "--variants alone"
+        )
+    scenario = load_scenario(workload)
+    scenario = served_together(scenario, folders) if folders else scenario.served_here(model)
     plan = Plan(
         scenario=scenario if trace is None else scenario.with_trace(trace),
         profile=load_profile(profile),
@@ -178,12 +224,16 @@ def validate(
         runs=runs,
         seed=seed,
         device=device_of(),
+        variants=folders,
     )
     with progress_bar() as progress:
         validation = run_validation(plan, out, look(), progress, overwrite=overwrite)
     if as_json:
         print(comparison_json(validation), end="")
     else:
+        for tenant, rows in validation.tenants.groupby("tenant") if folders else ():
+            print(f"tenant {tenant}")
+            show_comparison(rows)
         show_comparison(validation.comparison)
         for note in validation.notes:
             print(f"note: {note}")

@@ -66,10 +66,10 @@ class Clients:
         self._turn = count()
         self._waiting: dict[int, User] = {}
         # Made before the first arrives, so that serving does not wait for them.
-        arrivals = [self._arrival(request) for request in requests]
+        arrivals = [(request.reaches_s, self._arrival(request)) for request in requests]
         self._ids = count(len(arrivals))
-        for arrival in arrivals:
-            self._expect(arrival.record.arrival_s, arrival)
+        for reaches_s, arrival in arrivals:
+            self._expect(reaches_s, arrival)
         for user in users:
             self._let_think(user, 0.0)
 

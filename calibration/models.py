@@ -8,8 +8,10 @@ import torch
 
 from engine.model.checkpoint import load_decoder, random_decoder
 from engine.model.decoder import Decoder
+from moesim.errors import CalibrationError
 from moesim.facts.catalog import load_model
 from moesim.facts.models import ModelSpec
+from moesim.facts.precision import Precision
 
 
 def device_of(name: str | None = None) -> torch.device:
@@ -17,11 +19,21 @@ def device_of(name: str | None = None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def open_model(name: str, device: torch.device) -> Decoder:
-    """Load the checkpoint folder `name`, or make random weights (seed 0) of a shipped shape."""
+def open_model(name: str, device: torch.device, precision: Precision | None = None) -> Decoder:
+    """Load the checkpoint folder `name`, or make random weights (seed 0) of a shipped shape.
+
+    With a `precision` weights are narrowed as they come. Raises CalibrationError for what is not a
+    decoder, before any weight is read.
+    """
+    spec = load_model(name)
+    if spec.num_encoder_layers:
+        raise CalibrationError(
+            f"{name}: model_type: {spec.model_type!r} can be served but not calibrated; "
+            "give a decoder"
+        )
     if Path(name).is_dir():
-        return load_decoder(Path(name), device)
-    return random_decoder(load_model(name), seed=0, device=device)
+        return load_decoder(Path(name), device, precision=precision)
+    return random_decoder(spec, seed=0, device=device, precision=precision)
 
 
 def model_digest(name: str, spec: ModelSpec) -> str:

@@ -40,7 +40,11 @@ def engine_config(scenario: Scenario, profile: Profile, run: int = 0) -> EngineC
 
 def drawn_requests(scenario: Scenario, block_size: int, seed: int) -> list[Request]:
     """Draw the requests that no user asks, named as the simulator names their blocks."""
-    frame = draw_requests(scenario, seed)
+    return named_requests(draw_requests(scenario, seed), scenario, block_size)
+
+
+def named_requests(frame: pd.DataFrame, scenario: Scenario, block_size: int) -> list[Request]:
+    """Return requests of a frame, their blocks named where prompts may share them."""
     if scenario.deployment.scheduler.prefix_caching:
         return requests_from(with_block_names(frame, scenario, block_size))
     return requests_from(frame.drop(columns="prefix", errors="ignore"))
@@ -73,7 +77,7 @@ def serve_for_real(
     Returns the records, and the probe's duration around the run [s].
     """
     engine = Engine(decoder, engine_config(scenario, profile, run))
-    _warm_up(engine)
+    warm_up(engine)
     clients = clients_of(
         scenario,
         vocabulary=decoder.spec.vocab_size,
@@ -91,7 +95,7 @@ def serve_for_real(
     return in_order, (before_s + probe_s(engine)) / 2
 
 
-def _warm_up(engine: Engine) -> None:
+def warm_up(engine: Engine) -> None:
     """Touch every code path once, so that the first request does not pay for it."""
     rng = np.random.default_rng(0)
     limits = engine.config.limits

@@ -12,21 +12,35 @@ records is of the profile as measured.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from calibration.host import Host
 from calibration.models import model_digest, open_model
 from calibration.serving import drawn_requests, engine_config, serve_for_real
+from calibration.sharing import (
+    host_of,
+    refuse_unservable,
+    serve_behind_gateway,
+    serve_together,
+)
 from moesim.commands import Reporter
 from moesim.cost.profile import Profile, Verdict
-from moesim.deployment import Dedicated, Scheduler
+from moesim.deployment import (
+    Consolidated,
+    Dedicated,
+    ExpertRouter,
+    Offloaded,
+    Scheduler,
+    TimeShared,
+)
 from moesim.errors import CalibrationError, ScenarioError
-from moesim.evidence.compare import compare_replications
+from moesim.evidence.compare import compare_replications, compare_tenants
 from moesim.evidence.validation import (
     COMPARISON,
     PREDICTED,
@@ -37,6 +51,7 @@ from moesim.evidence.validation import (
 from moesim.files import write_text
 from moesim.scenario import Scenario
 from moesim.serving.records import read_records, write_records
+from moesim.simulation.measured import load_of, swap_of
 from moesim.simulation.replications import COVERAGE, MOST, Replications, replicate
 from moesim.traffic.users import Users
 from moesim.units import format_bytes, format_seconds
@@ -46,7 +61,11 @@ STATE = "validation.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is validated: a workload for one model, served by the engine on this host."""
+    """What is validated: a workload, served by the engine on this host.
+
+    For one model, or for the `variants` that share the device, by the names of the scenario's
+    models; the profile is of their shape.
+    """
 
     scenario: Scenario
     profile: Profile
@@ -54,6 +73,12 @@ class Plan:
     runs: int
     seed: int
     device: torch.device
+    variants: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def profiles(self) -> dict[str, Profile]:
+        """The profile of each of the scenario's models: of a variant with its own router."""
+        return {name: self.profile.of_variant(name) for name in self.scenario.models}
 
 
 def validate(
@@ -66,27 +91,18 @@ def validate(
     holds another validation.
     """
     _belong_together(plan, host)
-    name = next(iter(plan.scenario.models))
     predicted = replicate(
         plan.scenario,
-        {name: plan.profile},
+        plan.profiles,
         plan.seed,
         replications=MOST,
         same_requests=True,
     )
     records = predicted.first.records
     state = _State.open(out, _setting(plan), overwrite=overwrite)
-    decoder = open_model(plan.model, plan.device)
+    serve = _server(plan, progress)
     for number in range(state.runs_done, plan.runs):
-        served, around_s = serve_for_real(
-            plan.scenario,
-            plan.profile,
-            decoder,
-            progress,
-            title=f"serving for real, run {number + 1} of {plan.runs}",
-            seed=plan.seed,
-            run=number,
-        )
+        served, around_s = serve(number, f"serving for real, run {number + 1} of {plan.runs}")
         write_records(served, out / measured_file(number + 1))
         state.probes_s.append(around_s)
         state.finished(number + 1)
@@ -95,6 +111,7 @@ def validate(
         measured=measured,
         predicted=records,
         comparison=compare_replications(measured, predicted.metrics()),
+        tenants=compare_tenants(measured, predicted.metrics()),
         facts=_facts(plan, host, predicted),
         notes=_notes(plan, predicted, host, state.probes_s),
     )
@@ -103,6 +120,29 @@ def validate(
     write_text(out / COMPARISON, comparison_json(validation))
     state.complete()
     return validation
+
+
+Serve = Callable[[int, str], tuple[pd.DataFrame, float]]
+"""From a run's number and title to its records, and the probe's duration around it [s]."""
+
+
+def _server(plan: Plan, progress: Reporter) -> Serve:
+    """Load what is served; return what serves it once."""
+    scenario, profiles, seed = plan.scenario, plan.profiles, plan.seed
+    if not plan.variants:
+        decoder = open_model(plan.model, plan.device)
+        return lambda run, title: serve_for_real(
+            scenario, plan.profile, decoder, progress, title=title, seed=seed, run=run
+        )
+    folders = {name: plan.variants[name] for name in scenario.models}
+    if isinstance(scenario.deployment, ExpertRouter):
+        return lambda run, title: serve_behind_gateway(
+            scenario, profiles, folders, plan.device, progress, title=title, seed=seed, run=run
+        )
+    host = host_of(scenario, profiles, folders, plan.device)
+    return lambda run, title: serve_together(
+        host, scenario, profiles, progress, title=title, seed=seed, run=run
+    )
 
 
 def _drop_runs_after(runs: int, out: Path) -> None:
@@ -167,23 +207,55 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _belong_together(plan: Plan, host: Host) -> None:
     made = plan.profile.provenance
-    deployment = plan.scenario.deployment
-    alone = isinstance(deployment, Dedicated) and deployment.replicas == 1
-    if len(plan.scenario.models) != 1 or not alone:
-        raise ScenarioError(
-            f"scenario {plan.scenario.name}: the engine validates one model on one replica"
-        )
+    if plan.variants:
+        _check_variants(plan)
+        refuse_unservable(plan.scenario)
+    else:
+        _check_alone(plan.scenario)
     if made.host_hash != host.hash:
         raise CalibrationError(
             f"the profile was measured on another host ({made.device}), this one is {host.cpu}; "
             "profile here first: moesim-calibrate profile"
         )
     spec = plan.profile.spec
-    if made.model_digest != model_digest(plan.model, spec):
+    if not plan.variants and made.model_digest != model_digest(plan.model, spec):
         raise CalibrationError(
             f"--model: {plan.model} is not the checkpoint that was profiled "
             f"({made.model_source}); profile it first"
         )
+
+
+def _check_alone(scenario: Scenario) -> None:
+    deployment = scenario.deployment
+    alone = isinstance(deployment, Dedicated) and deployment.replicas == 1
+    if len(scenario.models) != 1 or not alone:
+        raise ScenarioError(
+            f"scenario {scenario.name}: without --variants the engine validates one model on one "
+            "replica; give the models' checkpoints as --variants NAME=FOLDER,NAME=FOLDER"
+        )
+
+
+def _check_variants(plan: Plan) -> None:
+    """Raise where variants are not the scenario's models, or not what was profiled."""
+    names, models = set(plan.variants), set(plan.scenario.models)
+    if names != models:
+        raise ScenarioError(
+            f"--variants: {', '.join(sorted(names))} are not the scenario's models "
+            f"{', '.join(sorted(models))}; give each a folder by its name"
+        )
+    transfers = plan.profile.transfers
+    if transfers is None:
+        raise CalibrationError(
+            "the profile has no transfers, without which nothing is known of swaps and loads here; "
+            "profile again with --transfers --variants"
+        )
+    for name, folder in plan.variants.items():
+        known = transfers.variants.get(name)
+        if known is None or known.model_digest != model_digest(str(folder), plan.profile.spec):
+            raise CalibrationError(
+                f"--variants: {name}: {folder} is not the checkpoint that was profiled under that "
+                "name; profile again with the same --variants"
+            )
 
 
 def _setting(plan: Plan) -> dict[str, Any]:
@@ -201,8 +273,20 @@ def _setting(plan: Plan) -> dict[str, Any]:
         "model": profile.provenance.model_digest,
         "host": profile.provenance.host_hash,
         "engine": asdict(engine_config(scenario, profile)),
+        **_shared_setting(plan),
         "seed": plan.seed,
         "runs": plan.runs,
+    }
+
+
+def _shared_setting(plan: Plan) -> dict[str, Any]:
+    """Return how models share the device, none where there is one."""
+    if not plan.variants or plan.profile.transfers is None:
+        return {}
+    known = plan.profile.transfers.variants
+    return {
+        "variants": {name: known[name].model_digest for name in plan.variants},
+        "deployment": plan.scenario.deployment.model_dump(mode="json"),
     }
 
 
@@ -219,7 +303,7 @@ def _facts(plan: Plan, host: Host, predicted: Replications) -> dict[str, str]:
     return {
         "device": f"{made.device}, {made.threads} threads",
         "model": (
-            f"{Path(plan.model).name}: {spec.num_hidden_layers} layers of "
+            f"{_served(plan)}: {spec.num_hidden_layers} layers of "
             f"{spec.num_local_experts} experts, {spec.parameters / 1e6:.0f} M parameters, "
             f"{format_bytes(spec.weight_bytes)} {spec.dtype}"
         ),
@@ -232,6 +316,7 @@ def _facts(plan: Plan, host: Host, predicted: Replications) -> dict[str, str]:
             f"{plan.scenario.name}: {len(requests)} requests in {plan.scenario.duration_s:g} s, "
             f"mean prompt {prompts:.0f} and output {outputs:.0f} tokens"
         ),
+        **({"deployment": _deployed(plan.scenario)} if plan.variants else {}),
         "scheduling": _scheduling(plan.scenario.deployment.scheduler),
         **_quality(predicted),
         "prediction": (
@@ -243,6 +328,23 @@ def _facts(plan: Plan, host: Host, predicted: Replications) -> dict[str, str]:
         "seed": str(plan.seed),
         "load at the end": f"{host.load:.2f}",
     }
+
+
+def _served(plan: Plan) -> str:
+    return ", ".join(plan.variants) if plan.variants else Path(plan.model).name
+
+
+def _deployed(scenario: Scenario) -> str:
+    """Say what kind of deployment it is, with what it turns on."""
+    deployment = scenario.deployment
+    parts: list[str] = [deployment.kind]
+    if isinstance(deployment, Consolidated):
+        parts += [f"ratio {deployment.ratio:g}", f"non-expert sets: {deployment.non_expert_sets}"]
+    if isinstance(deployment, Consolidated | Offloaded):
+        parts.append(f"resident experts: {deployment.experts.resident}")
+    if isinstance(deployment, Consolidated | Offloaded | TimeShared):
+        parts.append(f"turns: {deployment.turns}")
+    return ", ".join(parts)
 
 
 def _scheduling(scheduler: Scheduler) -> str:
@@ -280,6 +382,8 @@ def _notes(plan: Plan, predicted: Replications, host: Host, probes_s: list[float
             f"Swapping is predicted at the scenario's {scheduler.swap_gb_per_s:g} GB/s; no profile "
             "measures that."
         )
+    if plan.variants:
+        notes += _sharing_notes(plan)
     then_s = plan.profile.verdict.probe_s
     if then_s:
         times = ", ".join(f"{now_s / then_s:.2f}" for now_s in probes_s)
@@ -288,3 +392,28 @@ def _notes(plan: Plan, predicted: Replications, host: Host, probes_s: list[float
             "batch as while it was profiled; nothing is corrected by this."
         )
     return [*notes, *first.warnings, *host.notes]
+
+
+def _sharing_notes(plan: Plan) -> list[str]:
+    """Say what swaps and loads are predicted from, and what the real runs stand in for."""
+    notes, deployment = [], plan.scenario.deployment
+    what = {"consolidated": "non_expert_set", "time_shared": "whole_model"}.get(deployment.kind)
+    swap = swap_of(plan.profile, what) if what else None
+    if swap is not None:
+        notes.append(
+            f"Swaps are predicted as the profile measured them ({swap.way}, {swap.memory}): "
+            f"{format_seconds(swap.median_s)} for {format_bytes(swap.set_bytes)}."
+        )
+    load = load_of(plan.profile)
+    if load is not None and deployment.kind in {"consolidated", "offloaded"}:
+        notes.append(
+            f"Loads of absent experts are predicted as the profile measured them "
+            f"({load.how.replace('_', ' ')}, {load.memory}): {format_seconds(load.median_s)} each."
+        )
+    if isinstance(deployment, ExpertRouter):
+        notes.append(
+            "Expert models were served one after the other, each with this device for itself, as "
+            "they would have had one each; prompts went where the prediction's gateway sends them, "
+            f"each after the {format_seconds(deployment.gateway.classify_s)} of the scenario."
+        )
+    return notes

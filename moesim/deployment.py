@@ -42,7 +42,8 @@ class Scheduler(_Part):
     prefix_caching: bool = False
     """Whether prompts that begin alike share their KV blocks."""
     floor_s: float = Field(default=0.0, ge=0, le=3600)
-    """What the serving software takes for an iteration at least, while the device computes [s]."""
+    """What the serving software takes for an iteration's layers at least, while the device computes
+    them [s]; attention and the head come on top."""
 
     @model_validator(mode="after")
     def _swaps(self) -> Self:

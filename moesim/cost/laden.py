@@ -13,7 +13,8 @@ class LadenCost(Cost):
     """Another cost, each iteration longer by what its number of tokens says.
 
     `extra_s` is that for 0, 1, ... tokens, (T + 1,) [s]; `name` is what it is called in the basis.
-    `copies` are the expert copies that iterations of so many tokens wait for, if any.
+    `copies` are the expert copies that iterations of so many tokens wait for, if any; `basis` is
+    what the extra rests on.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class LadenCost(Cost):
         *,
         name: str,
         copies: NDArray[np.float64] | None = None,
+        basis: str = GIVEN,
     ) -> None:
         tables = own.tables
         tokens = np.array(tables.tokens) + extra_s[: len(tables.tokens)]
@@ -33,7 +35,7 @@ class LadenCost(Cost):
         super().__init__(tables._replace(tokens=tokens.tolist(), decoding=decoding))
         self.asked = own.asked
         self.copies = copies
-        self._own, self._name = own, name
+        self._own, self._name, self._basis = own, name, basis
 
     def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
         """Return the attention of one chunk over all layers [s]."""
@@ -41,4 +43,4 @@ class LadenCost(Cost):
 
     def basis(self) -> dict[str, str]:
         """Say what each operation's answers rest on, and what those of the extra do."""
-        return self._own.basis() | {self._name: GIVEN}
+        return self._own.basis() | {self._name: self._basis}

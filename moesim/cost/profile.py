@@ -20,6 +20,9 @@ from. Times are in seconds. An operation inside a layer is timed for one layer.
 A model without experts has one in each layer, its FFN, that every token visits: cells at one
 distinct expert, popularity 1. Where only some layers have experts, the router has a row for each of
 these, the cells of experts are spread over all layers, and the plain FFNs are in the projections.
+
+`transfers` is optional: loads of absent experts, swaps of layers, experts in a store of several
+variants, the gateway, the variants' own routers. Profiles that were made without it are read.
 """
 
 import json
@@ -97,6 +100,96 @@ class Router(_Part):
     """Tokens in an iteration, mean distinct experts a layer; a check on the popularity."""
 
 
+class ExpertLoad(_Part):
+    """What it takes to bring one absent expert to the device."""
+
+    memory: Literal["pinned", "pageable", "host"]
+    """Where the expert waits; `host` is a device without memory of its own, such as a CPU."""
+    how: Literal["alone", "in_iteration"]
+    """Timed by itself, or as what an iteration is longer by for each expert that was absent."""
+    expert_bytes: int = Field(gt=0)
+    """Size of the expert [B]."""
+    in_flight: int = Field(gt=0)
+    """Loads that were asked for at once; in an iteration one after the other."""
+    median_s: float = Field(gt=0, allow_inf_nan=False)
+    """Median duration of one: that of all in flight over their number [s]."""
+    spread: float = Field(ge=0, allow_inf_nan=False)
+    """Interquartile range over the median."""
+    repeats: int = Field(gt=0)
+    """Timed repetitions behind the median."""
+
+
+class Swap(_Part):
+    """What it takes to replace what is loaded of one variant by another's."""
+
+    what: Literal["non_expert_set", "whole_model"]
+    """What is replaced."""
+    way: Literal["packed", "per_tensor"]
+    """By one copy, or by a copy a tensor."""
+    memory: Literal["pinned", "pageable", "host"]
+    """Where the other variant waits; `host` as for an expert."""
+    set_bytes: int = Field(gt=0)
+    """Size of what is replaced [B]."""
+    tensors: int = Field(gt=0)
+    """Tensors that it consists of."""
+    median_s: float = Field(gt=0, allow_inf_nan=False)
+    """Median duration [s]."""
+    spread: float = Field(ge=0, allow_inf_nan=False)
+    """Interquartile range over the median."""
+    repeats: int = Field(gt=0)
+    """Timed repetitions behind the median."""
+
+
+class Classification(_Part):
+    """How long the gateway takes for a prompt, one prompt after the other."""
+
+    prompts: int = Field(gt=0)
+    """Prompts timed."""
+    mean_s: float = Field(gt=0)
+    """Mean duration: what a scenario's `classify_s` is [s]."""
+    median_s: float = Field(gt=0)
+    """Median duration [s]."""
+    p90_s: float = Field(gt=0)
+    """Its 90th percentile [s]."""
+
+
+class Stored(_Part):
+    """Experts that run from a store of several variants, against the model's own alone."""
+
+    copies: int = Field(gt=0)
+    """Expert copies in the store."""
+    complete: bool
+    """Whether all have a place on the device; where not, none of those that ran was absent."""
+    factors: list[tuple[float, float, Annotated[float, Field(gt=0, allow_inf_nan=False)]]]
+    """Tokens, distinct experts, and the duration over that of the same cell of `experts`."""
+
+
+class Variant(_Part):
+    """A checkpoint of the profiled shape."""
+
+    model_digest: str
+    """Hash of the checkpoint's configuration and weights' sizes."""
+    router: Router
+    """What its own routers did."""
+
+
+class Transfers(_Part):
+    """What models cost that share a device: experts and layers on their way, and who is asked."""
+
+    expert_loads: list[ExpertLoad] = []
+    """Loads of absent experts."""
+    swaps: list[Swap] = []
+    """Reconfigurations."""
+    stored: list[Stored] = []
+    """Experts that run from a store."""
+    gateway: Classification | None = None
+    """The gateway, if one was given."""
+    variants: dict[str, Variant] = {}
+    """Checkpoints that were given beside the profiled one, by name."""
+    notes: list[str] = []
+    """What could not be measured, and why."""
+
+
 class Provenance(_Part):
     """Where and how the profile was made."""
 
@@ -164,6 +257,8 @@ class Profile(_Part):
     """Batch sizes captured as CUDA graphs: decodes alone run padded to the next of these."""
     provenance: Provenance
     """Origin."""
+    transfers: Transfers | None = None
+    """What models cost that share the device; None where that was not measured."""
     source: Literal["measured", "scaled", "roofline"] = "measured"
     """Whether cells were measured, scaled to a part of the device, or drawn from a datasheet."""
     verdict: Verdict
@@ -193,16 +288,28 @@ class Profile(_Part):
         rows = spec.num_hidden_layers - len(spec.dense_layers)
         if not experts:
             visits, experts, rows = 1, 1, spec.num_hidden_layers
-        popularity = self.router.popularity
-        if any(abs(sum(row) - visits) > 0.01 for row in popularity):
-            raise ValueError(f"router.popularity: rows must sum to {visits}")
-        if len(popularity) != rows or any(len(row) != experts for row in popularity):
-            raise ValueError("router.popularity: not one row a layer with one share an expert")
+        routers = [self.router]
+        if self.transfers is not None:
+            routers += [variant.router for variant in self.transfers.variants.values()]
+        for router in routers:
+            _check_popularity(router.popularity, visits, experts, rows)
 
     @property
     def spec(self) -> ModelSpec:
         """The shape of the profiled model."""
         return ModelSpec.from_config(self.model, "model")
+
+    def of_variant(self, name: str) -> "Profile":
+        """Return the profile with a variant's own router, as it is where none was measured."""
+        variant = self.transfers.variants.get(name) if self.transfers else None
+        return self.model_copy(update={"router": variant.router}) if variant else self
+
+
+def _check_popularity(popularity: list[list[float]], visits: int, experts: int, rows: int) -> None:
+    if any(abs(sum(row) - visits) > 0.01 for row in popularity):
+        raise ValueError(f"router.popularity: rows must sum to {visits}")
+    if len(popularity) != rows or any(len(row) != experts for row in popularity):
+        raise ValueError("router.popularity: not one row a layer with one share an expert")
 
 
 def _check_places(name: str, coordinates: tuple[str, ...], cells: list[Cell]) -> None:

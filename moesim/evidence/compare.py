@@ -44,7 +44,8 @@ def compare(measured: Sequence[pd.DataFrame], predicted: pd.DataFrame) -> pd.Dat
     `error` is predicted/measured - 1. `close` says whether the error is within 15 % or twice the
     spread. A figure that is missing on either side has no row.
     """
-    return _errors(measured, summarise(predicted)["overall"])
+    runs = [summarise(records)["overall"] for records in measured]
+    return _errors(runs, summarise(predicted)["overall"])
 
 
 def compare_replications(
@@ -57,15 +58,37 @@ def compare_replications(
     intervals.
     """
     _check(predicted)
-    rows = _errors(measured, predicted["overall"])
-    intervals = predicted["intervals"]["overall"]
+    runs = [summarise(records)["overall"] for records in measured]
+    return _with_intervals(runs, predicted["overall"], predicted["intervals"]["overall"])
+
+
+def compare_tenants(measured: Sequence[pd.DataFrame], predicted: Mapping[str, Any]) -> pd.DataFrame:
+    """Compare tenant by tenant: `tenant` and `COLUMNS`; no row where there is but one.
+
+    Raises what `compare_replications` raises.
+    """
+    _check(predicted)
+    runs = [summarise(records)["tenants"] for records in measured]
+    found = [pd.DataFrame(columns=["tenant", *COLUMNS])]
+    for name, figures in predicted["tenants"].items():
+        if len(predicted["tenants"]) > 1 and all(name in run for run in runs):
+            ends = predicted["intervals"]["tenants"][name]
+            rows = _with_intervals([run[name] for run in runs], figures, ends)
+            rows.insert(0, "tenant", name)
+            found.append(rows)
+    return found[0] if len(found) == 1 else pd.concat(found[1:], ignore_index=True)
+
+
+def _with_intervals(
+    runs: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any], intervals: Mapping[str, Any]
+) -> pd.DataFrame:
+    rows = _errors(runs, predicted)
     ends = [_at(intervals, *key) for key in zip(rows["metric"], rows["statistic"], strict=True)]
     rows[["low", "high"]] = np.array(ends, dtype=float).reshape(-1, 2)
     return rows.assign(hit=rows["measured"].between(rows["low"], rows["high"]))
 
 
-def _errors(measured: Sequence[pd.DataFrame], predicted: Mapping[str, Any]) -> pd.DataFrame:
-    runs = [summarise(records)["overall"] for records in measured]
+def _errors(runs: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for key in KEYS:
         seen = [x for run in runs if (x := _at(run, *key)) is not None]

@@ -2,7 +2,8 @@
 
 | file | holds |
 |---|---|
-| comparison.json | `comparison` (rows of `moesim.evidence.compare`), `facts`, `notes` |
+| comparison.json | `comparison` (rows of `moesim.evidence.compare`), the same by tenant in
+`tenants` where there are several, `facts`, `notes` |
 | measured-1.parquet, ... | the record table of each real run |
 | predicted.parquet | the record table that the profile as measured predicts |
 | profile.json | the profile behind the prediction, where it was made there too |
@@ -10,7 +11,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Validation:
     predicted: pd.DataFrame
     facts: dict[str, str]
     notes: list[str]
+    tenants: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """The comparison tenant by tenant, empty where there is but one."""
 
 
 def default_folder() -> Path:
@@ -52,6 +55,7 @@ def comparison_json(validation: Validation) -> str:
     """Return what `comparison.json` holds."""
     content = {
         "comparison": json.loads(validation.comparison.to_json(orient="records")),
+        "tenants": json.loads(validation.tenants.to_json(orient="records")),
         "facts": validation.facts,
         "notes": validation.notes,
     }
@@ -70,6 +74,7 @@ def load_validation(folder: Path) -> Validation:
         predicted=read_records(folder / PREDICTED),
         facts={str(name): str(value) for name, value in dict(content.get("facts") or {}).items()},
         notes=[str(note) for note in content.get("notes") or []],
+        tenants=_tenants(content.get("tenants"), folder / COMPARISON),
     )
 
 
@@ -87,6 +92,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ScenarioError(f"{path}: expected comparison, facts and notes; validate again")
     return content
+
+
+def _tenants(rows: Any, path: Path) -> pd.DataFrame:
+    """Return the comparison by tenant; validations of one tenant, and older ones, have none."""
+    if not rows:
+        return pd.DataFrame()
+    names = [str(row.get("tenant")) for row in rows] if isinstance(rows, list) else []
+    found = _comparison(rows, path)
+    found.insert(0, "tenant", names)
+    return found
 
 
 def _comparison(rows: Any, path: Path) -> pd.DataFrame:

@@ -4,15 +4,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moesim.cost.iteration import Cost, CostModel
-from moesim.cost.laden import LadenCost
+from moesim.cost.laden import GIVEN, LadenCost
 from moesim.cost.offload import Loading, Loads, Misses, offload_table
 from moesim.cost.profile import Profile
 from moesim.cost.roofline import on_slice
+from moesim.cost.stored import through_store
 from moesim.deployment import Offloading, Scheduler, Simple
 from moesim.errors import ScenarioError
 from moesim.facts.hardware import Device
@@ -25,6 +26,7 @@ from moesim.serving.kv_cache import KvCache, PrefixCache
 from moesim.serving.policies import POLICIES
 from moesim.serving.scheduling import Limits
 from moesim.simulation.inputs import Inputs, precision_of
+from moesim.simulation.measured import swap_speed, with_measured_load
 from moesim.simulation.replica import Replica
 from moesim.simulation.residency import Mask, loading_of, misses_of
 from moesim.units import GIB
@@ -51,6 +53,7 @@ class Load:
     loading: Loading
     layers: int
     floor_s: float
+    basis: str = GIVEN
 
     def beside(self, own: Cost) -> "Load":
         """Return the same with another cost of the model's own."""
@@ -60,7 +63,9 @@ class Load:
         """Return the cost with copies that take `stretch` times as long as on an idle link."""
         loads = self.loads(stretch)
         extra_s = loads.wait_s + up_to(self.floor_s, self.own)
-        return LadenCost(self.own, extra_s, name="expert loads", copies=loads.copies)
+        return LadenCost(
+            self.own, extra_s, name="expert loads", copies=loads.copies, basis=self.basis
+        )
 
     def loads(self, stretch: float = 1.0) -> Loads:
         """Return what iterations of 0, 1, ... tokens copy and wait for."""
@@ -73,6 +78,13 @@ class Load:
         return self.loads().link_share(least_s(self.own) + up_to(self.floor_s, self.own))
 
 
+class Store(NamedTuple):
+    """Copies of experts that variants run from; `complete` is whether all are on the slice."""
+
+    copies: int
+    complete: bool
+
+
 class Builder:
     """Builds the replicas of one deployment."""
 
@@ -82,7 +94,7 @@ class Builder:
         self._scenario = scenario
         self._inputs = inputs
         self._counted: Counter[str] = Counter()
-        self._costs: dict[tuple[str, Slice | None], CostModel] = {}
+        self._costs: dict[tuple[str, Slice | None, Store | None], CostModel] = {}
 
     @property
     def device(self) -> Device:
@@ -117,11 +129,25 @@ class Builder:
         """Return what a model takes without its experts [B]."""
         return self.profile(model).spec.non_expert_bytes(self.precision(model))
 
-    def cost(self, model: str, part: Slice | None) -> Cost:
-        """Return what a model's iterations cost on a slice; None is the device as profiled."""
-        key = model, part
+    def swap_s(self, model: str, size: int, gb_per_s: float | None, *, what: str) -> float:
+        """Return what it takes to load a model's `what`, `size` bytes, in place of another's [s].
+
+        At the scenario's speed, else as the profile measured it, else as the datasheet has it.
+        """
+        field = "load_gb_per_s" if what == "whole_model" else "swap_gb_per_s"
+        known = swap_speed(self.profile(model), gb_per_s, self.device, what=what, field=field)
+        return size / known.bytes_per_s
+
+    def cost(self, model: str, part: Slice | None, store: Store | None = None) -> Cost:
+        """Return what a model's iterations cost on a slice; None is the device as profiled.
+
+        `store` is what its experts are in, if they are those of several variants.
+        """
+        key = model, part, store
         if key not in self._costs:
             profile = self.profile(model)
+            if store is not None:
+                profile = through_store(profile, store.copies, complete=store.complete)
             if part is not None:
                 profile = on_slice(profile, self.device, part, precision=self.precision(model))
             self._costs[key] = CostModel(
@@ -140,6 +166,7 @@ class Builder:
     def load(self, model: str, own: Cost, seen: Mask, offloading: Offloading) -> Load:
         """Return what absent experts add to a model's own cost; it can use the copies `seen`."""
         profile, precision = self.profile(model), self.precision(model)
+        offloading, basis = with_measured_load(profile, offloading)
         loading = loading_of(offloading, profile.spec, precision, self.device)
         most = len(own.tables.tokens) - 1
         return Load(
@@ -148,6 +175,7 @@ class Builder:
             loading=loading,
             layers=profile.spec.num_hidden_layers,
             floor_s=self.scheduler.floor_s,
+            basis=basis,
         )
 
     def replica(self, model: str, cost: Cost, num_blocks: int) -> Replica:
@@ -186,13 +214,16 @@ def _by(tenants: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 
 def least_s(own: Cost) -> Floats:
-    """Return what iterations of 0, 1, ... tokens take at least: one sequence, no context [s]."""
+    """Return what iterations of 0, 1, ... tokens take at least: one sequence, no context [s].
+
+    Without the head, so that a faster device cannot slow an iteration on the floor.
+    """
     tables = own.tables
-    return np.array(tables.tokens) + tables.sequences[1] + tables.emitting[1]
+    return np.array(tables.tokens) + tables.sequences[1]
 
 
 def up_to(floor_s: float, own: Cost) -> Floats:
-    """Return what iterations of 0, 1, ... tokens lack of a floor [s]; attention is not counted."""
+    """Return what iterations of 0, 1, ... tokens lack of a floor, attention and head apart [s]."""
     lack_s = np.maximum(floor_s - least_s(own), 0.0)
     lack_s[0] = 0.0
     return lack_s

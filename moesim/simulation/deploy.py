@@ -27,7 +27,6 @@ from moesim.simulation.drafting import lone, offloaded, side_by_side, swapped_wh
 from moesim.simulation.gateway import Gateway
 from moesim.simulation.inputs import Inputs
 from moesim.simulation.pool import pooled, pooled_offloaded
-from moesim.simulation.residency import bandwidth_of
 from moesim.simulation.station import Pricing, Station
 from moesim.simulation.turns import Rules
 
@@ -135,7 +134,6 @@ def _mps(builder: Builder, deployment: Mps, models: Sequence[str]) -> Drafted:
 
 
 def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]) -> Drafted:
-    bytes_per_s = bandwidth_of(deployment.load_gb_per_s, builder.device, "load_gb_per_s")
     drafts = []
     for part in _parts(builder, deployment):
         if deployment.experts is None:
@@ -143,7 +141,11 @@ def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]
             held = [builder.weight_bytes(model) for model in models]
         else:
             draft, held = swapped_whole(builder, models, part, deployment.experts)
-        loads_s = [count / bytes_per_s + deployment.load_overhead_s for count in held]
+        loads_s = [
+            builder.swap_s(model, count, deployment.load_gb_per_s, what="whole_model")
+            + deployment.load_overhead_s
+            for model, count in zip(models, held, strict=True)
+        ]
         rules = _rules(builder, deployment.turns, deployment.quantum_s, loads_s)
         drafts.append(replace(draft, rules=rules))
     return Drafted(drafts=drafts, pricing=by_link if deployment.layout else None)
@@ -160,9 +162,16 @@ def _offloaded(builder: Builder, deployment: Offloaded, models: Sequence[str]) -
 
 def _consolidated(builder: Builder, deployment: Consolidated, models: Sequence[str]) -> Drafted:
     one = deployment.non_expert_sets == "one" and len(models) > 1
-    bytes_per_s = bandwidth_of(deployment.swap_gb_per_s, builder.device, "swap_gb_per_s")
     swaps_s = [
-        builder.non_expert_bytes(model) / bytes_per_s + deployment.swap_overhead_s if one else 0.0
+        builder.swap_s(
+            model,
+            builder.non_expert_bytes(model),
+            deployment.swap_gb_per_s,
+            what="non_expert_set",
+        )
+        + deployment.swap_overhead_s
+        if one
+        else 0.0
         for model in models
     ]
     rules = _rules(builder, deployment.turns, deployment.quantum_s, swaps_s)

@@ -11,8 +11,9 @@ from functools import cached_property
 from moesim.cost.iteration import Cost
 from moesim.cost.link import stretch
 from moesim.deployment import Offloading
+from moesim.facts.memory import MemoryDemand
 from moesim.facts.slices import Slice
-from moesim.simulation.builder import Builder, Load
+from moesim.simulation.builder import Builder, Load, Store
 from moesim.simulation.residency import Mask
 from moesim.simulation.slice_memory import SliceMemory
 from moesim.simulation.station import Crowd, Pricing, Station
@@ -39,7 +40,15 @@ class Draft:
     @cached_property
     def owns(self) -> tuple[Cost, ...]:
         """What iterations of each model cost with all its experts there."""
-        return tuple(self.builder.cost(model, self.part) for model in self.models)
+        return tuple(self.builder.cost(model, self.part, self.store) for model in self.models)
+
+    @property
+    def store(self) -> Store | None:
+        """What the models' experts run from; None where each has its own."""
+        demand = self.memory.demand if self.memory else None
+        if self.offloading is None or not isinstance(demand, MemoryDemand):
+            return None
+        return Store(demand.expert_copies, demand.resident_copies == demand.expert_copies)
 
     @cached_property
     def loads(self) -> tuple[Load | None, ...]:

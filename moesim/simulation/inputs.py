@@ -63,7 +63,7 @@ def load_profiles(
         known = ARCHITECTURES if model.profile == ROOFLINE else DECODERS
         folder = scenario.folder
         spec = load_model(model.architecture, relative_to=folder, architectures=known)
-        profile = given.get(name) or _profile_of(scenario, name, spec, device)
+        profile = given.get(name) or _profile_of(scenario, name, spec, device).of_variant(name)
         _same_shape(name, spec, profile)
         if device and profile.provenance.device_kind != device.kind:
             raise ProfileError(

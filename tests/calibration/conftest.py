@@ -1,6 +1,7 @@
 """A model small enough to profile within a test, and the host it is profiled on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from calibration.calibrate import Settings, calibrate
 from calibration.host import Host, detect
+from calibration.transfers import Asked
 from engine.model.checkpoint import random_decoder, save_decoder
+from moesim.cost.profile import Profile
 from moesim.facts.models import ModelSpec
 
 
@@ -41,6 +44,32 @@ def profile_file(settings: Settings, host: Host, tmp_path_factory: pytest.TempPa
     path = tmp_path_factory.mktemp("profile") / "tiny.json"
     calibrate(settings, path, host)
     return path
+
+
+@pytest.fixture(scope="session")
+def variants(
+    checkpoint: Path, engine_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Write a second checkpoint of the same shape."""
+    other = tmp_path_factory.mktemp("model") / "other"
+    save_decoder(random_decoder(engine_spec, seed=1), other)
+    return {"a": checkpoint, "b": other}
+
+
+@pytest.fixture(scope="session")
+def shared_profile(
+    settings: Settings,
+    host: Host,
+    variants: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Profile:
+    """Profile with what it costs to share the device."""
+    asked = replace(settings, transfers=Asked(variants=variants))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices of a few numbers wait for each other on more cores
+    made = calibrate(asked, tmp_path_factory.mktemp("profile") / "shared.json", host)
+    torch.set_num_threads(threads)
+    return made
 
 
 @pytest.fixture

@@ -150,3 +150,11 @@ def test_an_expert_in_int4_answers_sooner() -> None:
     tpot_s = ((records["finish_s"] - records["first_token_s"]) / tokens).groupby(records["model"])
     means = tpot_s.mean()
     assert means[["maths", "stories"]].max() < means[["code", "chat"]].min()
+
+
+def test_four_experts_outrun_one_large_model() -> None:
+    """The same users and GPUs: an expert of 8 B parameters beside 70 B that all four serve."""
+    assert mean_s(run("expert_router"), "turnaround_s") < mean_s(
+        run("one-large-model"), "turnaround_s"
+    )
+    assert len(run("expert_router").records) > len(run("one-large-model").records)
