@@ -4,6 +4,9 @@ Every request has 512 tokens in and 128 out; arrivals are Poisson; records and p
 included. The replica's durations are straight lines of the size that a vLLM server of an 8B model
 on one large GPU showed (docs/server-log.md), its limits vLLM's defaults, so that batches are as
 full as they would be there. Medians of several runs; a table, or JSON with --json.
+
+With --kinds another table: every kind of deployment under the same two streams to two models,
+20,000 requests in all, beside `dedicated`.
 """
 
 import argparse
@@ -35,6 +38,46 @@ WORKLOADS = {
 }
 
 
+KIND_REQUESTS, KIND_RATE_PER_S = 20_000, 6.45
+ABSENT = {"resident": 0.5}
+
+KINDS = {
+    # name: (devices, deployment)
+    "dedicated": (2, {"kind": "dedicated"}),
+    "tensor_parallel": (4, {"kind": "tensor_parallel", "tensor_parallel": 2}),
+    "expert_parallel": (4, {"kind": "expert_parallel", "expert_parallel": 2}),
+    "mig": (1, {"kind": "mig", "layout": ["3g.40gb", "3g.40gb"]}),
+    "mig, experts offloaded": (
+        1,
+        {"kind": "mig", "layout": ["3g.40gb", "3g.40gb"], "experts": ABSENT},
+    ),
+    "mps": (1, {"kind": "mps", "sm_percent": {"a": 50, "b": 50}}),
+    "time_shared": (1, {"kind": "time_shared"}),
+    "offloaded": (1, {"kind": "offloaded", "experts": ABSENT}),
+    "consolidated": (1, {"kind": "consolidated", "ratio": 0.5, "experts": ABSENT}),
+    "consolidated, longest_queue": (
+        1,
+        {"kind": "consolidated", "ratio": 0.5, "experts": ABSENT, "turns": "longest_queue"},
+    ),
+    "consolidated, quantum": (
+        1,
+        {"kind": "consolidated", "ratio": 0.5, "experts": ABSENT, "turns": "quantum"},
+    ),
+    "consolidated, drain": (
+        1,
+        {"kind": "consolidated", "ratio": 0.5, "experts": ABSENT, "turns": "drain"},
+    ),
+    "expert_router": (
+        2,
+        {
+            "kind": "expert_router",
+            "gateway": {"name": "router", "classify_s": 0.002, "shares": {"a": 1, "b": 1}},
+            "experts": {name: {"kind": "dedicated"} for name in "ab"},
+        },
+    ),
+}
+
+
 def lines(*axes: tuple[int, ...], seconds: Callable[..., float]) -> list[dict[str, object]]:
     """Return cells on a straight line, at the corners of a grid."""
     points = (
@@ -43,7 +86,7 @@ def lines(*axes: tuple[int, ...], seconds: Callable[..., float]) -> list[dict[st
     return [{"at": at, "median_s": seconds(*at), "spread": 0.0, "repeats": 1} for at in points]
 
 
-def profile() -> Profile:
+def profile(device_kind: str = "cpu") -> Profile:
     """Return a profile of straight lines: 12.6 ms an iteration, 34.5 us a token."""
     model = {
         "model_type": "mixtral",
@@ -81,7 +124,7 @@ def profile() -> Profile:
         },
         "provenance": {
             "device": "straight lines",
-            "device_kind": "cpu",
+            "device_kind": device_kind,
             "host_hash": "0" * 16,
             "software": {},
             "threads": 1,
@@ -149,22 +192,76 @@ def scenario_of(
     )
 
 
+def scenario_of_kind(model: str, name: str) -> Scenario:
+    """Return two streams to two models on an H100, or several; what the benchmark calls `name`."""
+    devices, deployment = KINDS[name]
+    settings = {"kv_blocks": 20_000, "scheduler": {"max_num_seqs": 256, "max_batched_tokens": 2048}}
+    if "gateway" in deployment:
+        experts = {model: settings | part for model, part in deployment["experts"].items()}
+        whole, asked = deployment | {"experts": experts}, ("router", "router")
+    else:
+        whole, asked = settings | deployment, ("a", "b")
+    tenants = {
+        f"to {n}": {
+            "model": asked[n],
+            "arrivals": {"kind": "poisson", "rate_per_s": KIND_RATE_PER_S / 2},
+            "prompt_tokens": {"kind": "fixed", "tokens": 512},
+            "output_tokens": {"kind": "fixed", "tokens": 128},
+        }
+        for n in range(2)
+    }
+    return scenario_from(
+        {
+            "name": name,
+            "duration_s": KIND_REQUESTS / KIND_RATE_PER_S,
+            "models": {letter: {"architecture": model, "profile": "given"} for letter in "ab"},
+            "tenants": tenants,
+            "hardware": {"device": "h100-sxm-80gb", "count": devices},
+            "deployment": whole,
+        }
+    )
+
+
 def requests_per_s(scenario: Scenario, made: Profile) -> float:
     """Return simulated requests per second of wall time."""
     speeds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        result = simulate(scenario, {"m": made})
+        result = simulate(scenario, dict.fromkeys(scenario.models, made))
         result.metrics()
         speeds.append(len(result.records) / (time.perf_counter() - started))
     return statistics.median(speeds)
+
+
+def kinds_per_s() -> dict[str, float]:
+    """Return simulated requests per second by kind of deployment."""
+    made = profile("cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "config.json"
+        model.write_text(json.dumps(made.model))
+        return {name: requests_per_s(scenario_of_kind(str(model), name), made) for name in KINDS}
+
+
+def show_kinds(*, as_json: bool) -> None:
+    """Print how fast each kind of deployment is simulated."""
+    figures = kinds_per_s()
+    if as_json:
+        print(json.dumps({"requests_per_s": figures}, indent=1))
+        return
+    print(f"{'kind':<28} {'requests/s':>12} {'of dedicated':>13}")
+    for name, value in figures.items():
+        print(f"{name:<28} {value:>12,.0f} {value / figures['dedicated']:>13.2f}")
 
 
 def main() -> None:
     """Print medians of several runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--kinds", action="store_true", help="every kind of deployment instead")
     arguments = parser.parse_args()
+    if arguments.kinds:
+        show_kinds(as_json=arguments.json)
+        return
     bare = statistics.median(timeouts_per_s() for _ in range(REPEATS))
     made = profile()
     with tempfile.TemporaryDirectory() as folder:
