@@ -16,7 +16,6 @@ again whenever somebody arrives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
@@ -33,8 +32,7 @@ class Standing(NamedTuple):
     urgency: float = inf
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
+class Moment(NamedTuple):
     """When it is asked: the loaded model since when, and whether one of its requests finished."""
 
     now_s: float
@@ -57,11 +55,13 @@ def next_turn(
     >>> {policy: next_turn(policy, standings, moment, 2.0) for policy in sorted(POLICIES)}
     {'drain': 0, 'fcfs': 1, 'longest_queue': 0, 'quantum': 1}
     """
-    urgent = min(standing.urgency for standing in standings)
+    urgencies = [standing.urgency for standing in standings]
+    urgent = min(urgencies)
     if urgent == inf:
         return None
-    among = [s if s.urgency == urgent else Standing() for s in standings]
-    return POLICIES[policy](among, moment, quantum_s)
+    if max(urgencies) > urgent:
+        standings = [s if s.urgency == urgent else Standing() for s in standings]
+    return POLICIES[policy](standings, moment, quantum_s)
 
 
 def stays_until_s(

@@ -67,7 +67,7 @@ class Account:
         finish_s = self.stream.finish_s
         while finish_s[self._oldest]:
             self._oldest += 1
-        urgency = min((n for n, count in self._levels.items() if count), default=0)
+        urgency = min(n for n, count in self._levels.items() if count) if self.urgent else 0
         return Standing(unfinished, self.stream.arrival_s[self._oldest], urgency)
 
     @property
@@ -205,12 +205,15 @@ class Turns:
         rules = self._rules
         if rules.lasting:
             return inf
-        others = [a for place, a in enumerate(self._accounts) if place != self._loaded]
-        arrival_s = min((account.next_s for account in others), default=inf)
+        others_wait, arrival_s = False, inf
+        for place, account in enumerate(self._accounts):
+            if place != self._loaded:
+                others_wait = others_wait or account.arrived > account.finished
+                arrival_s = min(arrival_s, account.next_s)
         stays_s = stays_until_s(
             rules.policy,
             self._moment(finished=False),
-            others_wait=any(account.arrived > account.finished for account in others),
+            others_wait=others_wait,
             arrival_s=arrival_s,
             quantum_s=rules.quantum_s,
         )
