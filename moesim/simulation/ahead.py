@@ -70,6 +70,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
     whole_s: dict[int, float] = {}  # the same of whole prompts
     known_s = {cost: (attention_s, whole_s)}
     most_tokens, most_sequences = limits.max_batched_tokens, limits.max_num_seqs
+    admits = most_sequences  # decodes from which nobody is admitted; -1 until somebody finishes
     blocks = replica.cache.num_blocks
     count = len(stream)
 
@@ -91,7 +92,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
     heapify(heap)
     finishing = heap[0] >> SHIFT if heap else 0  # the iteration at whose end the next one finishes
     most_decodes, most_singles, most_attended = decodes, 0, 0
-    pressed = blocked = False
+    pressed = False
     chunked, promises = limits.policy.chunked, not limits.policy.preempts
     # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context
     rows: list[float] = []
@@ -99,7 +100,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
     prices = [(0, cost)]  # by row: what iterations cost from there on
     pauses: dict[int, tuple[float, list[int]]] = {}  # by row: since when, and who was decoding
     arrival = arrival_s[arrived]
-    tell, limit = course.done, course.limit_s
+    tell, limit = course.done, _ahead_of(course.limit_s)
     pending = 0.0  # when the step that waits for a later horizon would end
 
     while True:
@@ -114,7 +115,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
                 now = course.now_s
             count = len(stream)
             arrival = arrival_s[arrived]
-            limit = course.limit_s
+            limit = _ahead_of(course.limit_s)
             if course.cost is not cost and course.cost:
                 cost = course.cost
                 prices.append((len(rows) // ROW, cost))
@@ -123,7 +124,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
         while arrival <= now:
             arrived += 1
             arrival = arrival_s[arrived]
-        if admitted == arrived or decodes >= most_sequences or blocked:
+        if admitted == arrived or decodes >= admits:
             if not decodes:
                 if arrived == count and course.closed:
                     break
@@ -140,7 +141,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             half = slope * decodes / 2
             shifted = base - half
             end = now + jumped * (shifted + half * jumped)
-            until = arrival if decodes < most_sequences and not blocked else inf
+            until = arrival if decodes < admits else inf
             if now < limit < until:
                 until = limit
             if until < end:
@@ -172,7 +173,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             # The commonest mixed iteration: every decode, and one whole prompt.
             if held + need[admitted] > blocks:
                 if promises:
-                    blocked = True
+                    admits = -1
                     continue
                 pressed = True
                 break
@@ -239,7 +240,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             if pressed:
                 break
             if sequences == decodes:
-                blocked = True  # until somebody finishes
+                admits = -1
                 continue
             tokens = most_tokens - left
             if singles > decodes:
@@ -286,7 +287,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
             decodes -= 1
             context -= total[request]
             held -= need[request]
-            blocked = False
+            admits = most_sequences
             finishing = heap[0] >> SHIFT if heap else 0
 
     interrupted = pauses.pop(len(rows) // ROW, None)
@@ -311,6 +312,11 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
         sequence.last_token_s = since_s if sequence.request_id in passed_over else now
     course.runs.append(_taken_up(runs, rows, pauses, course))
     return not pressed
+
+
+def _ahead_of(limit_s: float) -> float:
+    """Return a limit, one that is always past where there is none: that is asked fastest."""
+    return -inf if limit_s == inf else limit_s
 
 
 def _runs(rows: list[float], end_s: float, prices: Row[tuple[int, Cost]]) -> tuple[Floats, Floats]:
