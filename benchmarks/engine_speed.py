@@ -4,7 +4,9 @@ Both run the same Mixtral checkpoints (random weights, float32 on the CPU, bfloa
 the same prompts of 16 tokens to the same number of tokens, greedily, in one run. Batches are run in
 turn, ours and theirs, so that a slow spell of the host touches both; medians are kept. A step is
 what one more token costs: the time of the whole answer less that of its first token, a token. Ours
-takes the batch as so many requests. Prints a table, or JSON with --json.
+takes the batch as so many requests. With --mixed these want answers of different lengths, evenly
+from next to nothing to --output-tokens: `generate` runs all to the longest, our engine each to its
+own end, and tokens that nobody wants do not count. Prints a table, or JSON with --json.
 
     batch  what runs beside each other: sequences in one `generate`, requests in our engine
     ratio  theirs over ours in time: above 1 we are faster
@@ -87,7 +89,18 @@ class Row:
         return self.reference_step_ms / self.step_ms
 
 
-def ours(decoder: Decoder, prompts: list[list[int]], experts: str) -> Generate:
+def lengths_of(batch: int, most: int, mixed: bool) -> list[int]:
+    """Return how many tokens each sequence wants.
+
+    >>> lengths_of(4, 32, mixed=True)
+    [8, 16, 24, 32]
+    """
+    if not mixed:
+        return [most] * batch
+    return [max(1, most * (number + 1) // batch) for number in range(batch)]
+
+
+def ours(decoder: Decoder, prompts: list[list[int]], args: argparse.Namespace) -> Generate:
     """Return our way to generate."""
     longest = decoder.spec.max_position_embeddings
     limits = Limits(
@@ -96,12 +109,15 @@ def ours(decoder: Decoder, prompts: list[list[int]], experts: str) -> Generate:
         max_model_len=longest,
     )
     blocks = len(prompts) * -(-longest // BLOCK_SIZE)
-    config = EngineConfig(limits=limits, num_blocks=blocks, block_size=BLOCK_SIZE, experts=experts)
+    config = EngineConfig(
+        limits=limits, num_blocks=blocks, block_size=BLOCK_SIZE, experts=args.experts
+    )
     engine = Engine(decoder, config)
 
     def generate(tokens: int) -> None:
-        for number, prompt in enumerate(prompts):
-            record = Record(request_id=number, prompt_tokens=len(prompt), output_tokens=tokens)
+        lengths = lengths_of(len(prompts), tokens, args.mixed)
+        for number, (prompt, wanted) in enumerate(zip(prompts, lengths, strict=True)):
+            record = Record(request_id=number, prompt_tokens=len(prompt), output_tokens=wanted)
             engine.submit(record, prompt)
         while engine.step():
             pass
@@ -154,7 +170,7 @@ def measured(
             whole_s = seconds(lambda generate=generate: generate(args.output_tokens))
             whole[way].append(whole_s)
             steps[way].append((whole_s - first_s) / (args.output_tokens - 1))
-    tokens = batch * args.output_tokens
+    tokens = sum(lengths_of(batch, args.output_tokens, args.mixed))
     low, middle, high = statistics.quantiles(steps[0], n=4)
     return Row(
         model=name,
@@ -219,6 +235,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--experts", default="auto", help="our style of experts")
+    parser.add_argument("--mixed", action="store_true", help="answers of different lengths")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -239,7 +256,7 @@ def main() -> None:
         decoder, reference = models_of(name, args.device)
         for batch in args.batches:
             prompts = prompts_of(batch, decoder.spec.vocab_size)
-            ways = (ours(decoder, prompts, args.experts), theirs(reference, prompts))
+            ways = (ours(decoder, prompts, args), theirs(reference, prompts))
             rows.append(measured(name, batch, ways, args))
     if args.json:
         where = {

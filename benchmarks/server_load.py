@@ -36,7 +36,7 @@ from engine.serve.generate import generate
 from moesim.facts.models import ModelSpec
 from moesim.serving.records import read_records
 
-PROMPTS, PROMPT_TOKENS, OUTPUT_TOKENS = 32, 12, 8
+PROMPTS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 12, 8
 LEFT_TOKENS, READ_TOKENS = 800, 25
 """What those ask for who leave, and what they read: a busy client is some hundred tokens late."""
 SETTLE_S = 20.0

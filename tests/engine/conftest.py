@@ -31,10 +31,14 @@ SHAPE = {
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Keep tiny matrices off many cores, where they are slower."""
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute tiny matrices in one thread, here and in the processes that tests start.
+
+    Several would wait for each other after each of them, on a busy host a time slice long.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     former = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(former)
 

@@ -446,8 +446,11 @@ def test_a_rank_that_dies(leader: Leader, prompts: list[list[int]]) -> None:
             engine.step()
 
 
-def test_a_rank_that_hangs(pair: Pair, prompts: list[list[int]]) -> None:
+def test_a_rank_that_hangs(
+    pair: Pair, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is waited for no longer than told, in a sum or while it takes no order in; then ended."""
+    monkeypatch.setattr(lead, "SILENCE_S", 0.1)
     pair.close()
     with leading(2, "cpu", patience_s=1.0) as leader:
         engine = Engine(leader.make(spec_of("mixtral"), seed=5), config_of())

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from calibration.clients import Clients
 from calibration.serving import clients_of, engine_config
@@ -57,12 +56,6 @@ class CostClock:
     def ran(self, batch: Batch) -> None:
         copying_s = batch.swapped_blocks * self.swap_block_s
         self.time_s += self.cost.iteration_s(batch) + copying_s
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    """Keep matrices of a few numbers on one core, whatever else the host does."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

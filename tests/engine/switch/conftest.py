@@ -1,6 +1,6 @@
 """Tiny Switch Transformers by transformers, our oracle, and prompts to encode."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,6 @@ SHAPE = {
 }
 
 Oracle = SwitchTransformersForConditionalGeneration
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep matrices that are tinier still on one core."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
 
 
 @pytest.fixture(scope="session")

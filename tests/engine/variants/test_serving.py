@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from calibration.clients import Clients, Prompts
 from calibration.serving import drawn_requests, engine_config
@@ -64,12 +63,6 @@ CONFIG = EngineConfig(limits=LIMITS, num_blocks=48, block_size=4, experts="loop"
 
 Requests = list[tuple[Record, list[int]]]
 Answers = dict[int, list[int]]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    """Keep matrices of a few numbers on one core, whatever else the host does."""
-    torch.set_num_threads(1)
 
 
 class TickClock:
