@@ -7,6 +7,6 @@ makes it); `merging` has the methods that it is compared with.
 
 Serving them: `copies` (which experts there are), `caches` (which of them stay), `links` (streams of
 copies), `host` (pinned memory), `store` (experts on demand), `arena` and `reconfigure` (non-expert
-sets), `skeleton` and `family` (models whose weights come and go), `seat`, `serving` (engines in turns),
-`worker` and `hosting` (behind the server).
+sets), `skeleton` and `family` (models whose weights come and go), `seat`, `serving` (engines in
+turns), `worker` and `hosting` (behind the server).
 """
