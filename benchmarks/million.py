@@ -18,7 +18,7 @@ from moesim.simulation.run import simulate
 
 REPLICAS = 8
 RATE_PER_S = 24.0
-"""Of all replicas together; they are busy four fifths of the time."""
+"""Of all replicas together, who are seldom idle and keep up with it."""
 
 
 def scenario_of(model: str, requests: int) -> Scenario:

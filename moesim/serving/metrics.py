@@ -54,8 +54,9 @@ def summarise(
     With the replicas' logs there are the gaps between tokens (`itl_s`) too. A figure that does not
     exist (no request completed, one-token outputs only) is None.
     """
+    gaps = _gaps(all_gaps(logs.values()) if logs else None)  # what takes most memory goes first
     columns = _Columns.of(records, slos or {})
-    overall = columns.summary() | _gaps(all_gaps(logs.values()) if logs else None)
+    overall = columns.summary() | gaps
     names = sorted(records["tenant"].unique())
     if len(names) == 1:
         return {"overall": overall, "tenants": {str(names[0]): copy.deepcopy(overall)}}
