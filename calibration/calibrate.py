@@ -64,6 +64,11 @@ def silent(fraction: float, doing: str) -> None:
     """Report nothing."""
 
 
+def name_of(device: torch.device, host: Host) -> str:
+    """Return what the system calls the device that is measured."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else host.cpu
+
+
 def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = silent) -> Profile:
     """Profile a model on this host and write the profile to `out`.
 
@@ -192,7 +197,7 @@ def _profile(
         router=router,
         operations=operations,
         provenance=Provenance(
-            device=host.gpus[0].name if settings.device.type == "cuda" and host.gpus else host.cpu,
+            device=name_of(settings.device, host),
             device_kind="cuda" if settings.device.type == "cuda" else "cpu",
             host_hash=host.hash,
             software={

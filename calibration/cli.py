@@ -52,6 +52,26 @@ Examples:
 """
 
 
+MERGE_HELP = """Join profiles of one model on one host into one: more repeats, steadier cells.
+
+Refuses profiles that were not made alike, in one line that names the field and both values.
+
+Examples:
+
+  moesim-calibrate merge monday.json tuesday.json --out my-host.json
+"""
+
+COMMANDS_HELP = """Print the nvidia-smi lines that make a MIG layout, and undo it. Nothing is run.
+
+A layout that does not exist is refused with the nearest that do.
+
+Examples:
+
+  moesim-calibrate commands 3g.40gb,3g.40gb --device a100-sxm-80gb
+
+  moesim-calibrate commands 4g.71gb,2g.35gb,1g.18gb --gpu 1
+"""
+
 VARIANTS_HELP = "Checkpoints of one shape, as NAME=FOLDER,NAME=FOLDER."
 
 
@@ -91,15 +111,14 @@ def detect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what this host is: CPU, GPUs, driver, and what would disturb a measurement."""
-    from calibration.host import describe
+    from calibration.detect_shown import show_host
     from calibration.host import detect as look
 
     host = look()
     if as_json:
         print(json.dumps({**asdict(host), "host_hash": host.hash}, indent=1))
     else:
-        for label, text in describe(host):
-            print(f"{label:<14} {text}")
+        show_host(host)
 
 
 @app.command(help=PROFILE_HELP)
@@ -177,6 +196,51 @@ def _named(variants: str) -> dict[str, Path]:
     from engine.variants.command import named
 
     return named([part.strip() for part in variants.split(",") if part.strip()])
+
+
+@app.command(help=MERGE_HELP)
+def merge(
+    profiles: Annotated[list[str], typer.Argument(help="Two profiles or more.")],
+    out: Annotated[Path, typer.Option(help="The profile file to write.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+) -> None:
+    """Join profiles."""
+    from calibration.merge import merge as join
+    from moesim.cost.profile import load_profile, save_profile
+
+    merged = join([(name, load_profile(name)) for name in profiles])
+    save_profile(merged, out)
+    if as_json:
+        print(json.dumps({"profile": str(out), **merged.verdict.model_dump()}, indent=1))
+        return
+    word = "stable" if merged.verdict.stable else "NOT stable"
+    cells = sum(map(len, merged.operations.values()))
+    print(f"{out}: {word}; {len(profiles)} profiles, {cells} cells")
+    for warning in merged.verdict.warnings:
+        print(f"  note: {warning}")
+
+
+@app.command(name="commands", help=COMMANDS_HELP)
+def mig_commands(
+    layout: Annotated[str, typer.Argument(help="MIG profiles, as NAME,NAME.")],
+    device: Annotated[
+        str, typer.Option(help="A device file or a shipped device; this host's if not given.")
+    ] = "",
+    gpu: Annotated[int, typer.Option(min=0, help="The GPU's number in nvidia-smi.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print MIG commands."""
+    from calibration.host import detect as look
+    from calibration.mig_commands import commands_for, device_here, shell_lines
+    from moesim.facts.catalog import load_device
+
+    target = load_device(device) if device else device_here(look(), gpu)
+    names = [part.strip() for part in layout.split(",") if part.strip()]
+    made = commands_for(target, names, gpu)
+    if as_json:
+        print(json.dumps(asdict(made), indent=1))
+    else:
+        print("\n".join(shell_lines(made)))
 
 
 @app.command(help=VALIDATE_HELP)

@@ -1,27 +1,12 @@
 """What this host is: its CPUs, its GPUs through NVML, and what else is running on them."""
 
-import hashlib
 import os
 import platform
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from moesim.units import format_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """One GPU as NVML describes it."""
-
-    index: int
-    name: str
-    uuid_hash: str
-    memory_bytes: int
-    mig_enabled: bool
-    processes: int
-    sm_clock_mhz: int | None
+from calibration.nvml import Gpu, Nvidia, digest, disturbances, look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +23,12 @@ class Host:
 
     @property
     def hash(self) -> str:
-        """Identity of host and devices: profiles of different hosts do not mix."""
+        """Identity of host and devices: profiles of different hosts do not mix.
+
+        A GPU that is divided otherwise is another device.
+        """
         parts = [socket.gethostname(), self.cpu, str(self.cores), str(self.memory_bytes)]
-        return digest("|".join(parts + [gpu.uuid_hash for gpu in self.gpus]))
+        return digest("|".join(parts + [gpu.identity for gpu in self.gpus]))
 
     @property
     def device_kind(self) -> str:
@@ -48,43 +36,37 @@ class Host:
         return "cuda" if self.gpus else "cpu"
 
 
-def digest(text: str) -> str:
-    """Return the first 16 hexadecimal digits of a text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def detect() -> Host:
-    """Look at this host; without an NVIDIA driver it is a CPU host, and the notes say so."""
-    driver, gpus, notes = _gpus()
+    """Look at this host; without an NVIDIA driver it is a CPU host, and the notes say so.
+
+    Raises CalibrationError where there is a driver and NVML fails.
+    """
+    nvidia, notes = _nvidia()
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if load > 0.5 * (cores or 1):
         notes.append(f"load average is {load:.1f} on {cores} cores: timings will be noisy")
+    gpus = nvidia.gpus if nvidia else ()
     return Host(
         cpu=_cpu_name(),
         cores=cores or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         load=load,
-        driver=driver,
-        gpus=tuple(gpus),
-        notes=tuple(notes),
+        driver=nvidia.driver if nvidia else None,
+        gpus=gpus,
+        notes=(*notes, *(note for gpu in gpus for note in disturbances(gpu))),
     )
 
 
-def describe(host: Host) -> list[tuple[str, str]]:
-    """Return the host as label and text, for a table."""
-    rows = [
-        ("CPU", f"{host.cpu}, {host.cores} cores"),
-        ("memory", format_bytes(host.memory_bytes)),
-        ("load", f"{host.load:.2f} (1 min)"),
-        ("NVIDIA driver", host.driver or "none"),
-    ]
-    for gpu in host.gpus:
-        mig = "MIG on" if gpu.mig_enabled else "MIG off"
-        clock = f", {gpu.sm_clock_mhz} MHz" if gpu.sm_clock_mhz else ""
-        text = f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, {mig}, {gpu.processes} processes"
-        rows.append((f"GPU {gpu.index}", text + clock))
-    return rows + [("note", note) for note in host.notes]
+def _nvidia() -> tuple[Nvidia | None, list[str]]:
+    try:
+        import pynvml
+    except ImportError:
+        return None, ["nvidia-ml-py is not installed: GPUs are not looked for"]
+    found = look(pynvml)
+    if found is None:
+        return None, ["no NVIDIA driver here: the CPU is the device"]
+    return found, [] if found.gpus else ["the NVIDIA driver sees no GPU: the CPU is the device"]
 
 
 def _cpu_name() -> str:
@@ -94,48 +76,3 @@ def _cpu_name() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _gpus() -> tuple[str | None, list[Gpu], list[str]]:
-    try:
-        import pynvml
-    except ImportError:
-        return None, [], ["nvidia-ml-py is not installed: GPUs are not looked for"]
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None, [], ["no NVIDIA driver here: the CPU is the device"]
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        return driver, [_gpu(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount())], []
-    except pynvml.NVMLError as wrong:
-        return None, [], [f"NVML failed ({wrong}): GPUs are not listed"]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _gpu(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    return Gpu(
-        index=index,
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        uuid_hash=digest(_text(nvml.nvmlDeviceGetUUID(handle))),
-        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        mig_enabled=_or(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0] == 1, False),
-        processes=_or(nvml, lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)), 0),
-        sm_clock_mhz=_or(
-            nvml, lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)), None
-        ),
-    )
-
-
-def _or(nvml: Any, ask: Any, default: Any) -> Any:
-    """Ask NVML what some devices do not support."""
-    try:
-        return ask()
-    except nvml.NVMLError:
-        return default
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
