@@ -1,1 +1,3 @@
-"""Profiles the engine on this host, and validates predictions against real runs."""
+"""Measures the engine and its host, writes profiles, validates predictions."""
+
+import engine as engine  # before torch is loaded: how its threads wait for each other
