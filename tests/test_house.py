@@ -30,6 +30,7 @@ GROUND_UP = (
     ("moesim.simulation",),
     ("moesim.planning",),
     ("moesim.views", "moesim.evidence"),
+    ("moesim.reproduction",),
     ("moesim.dashboard", "moesim.commands", "moesim.cli"),
 )
 """The rooms of moesim, each standing on those before it."""

@@ -1,0 +1,1 @@
+"""Published experiments run as scenarios, and what of them comes out."""

@@ -1,0 +1,191 @@
+"""friendli: an efficient engine beside two historical baselines on four A100, load N to 10 N.
+
+Only ratios are published: 31.6 between p90 latencies, 7.6 between throughputs under a target on
+latency. Sought are the load and the target at which they are that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from moesim.planning.load import at_load
+from moesim.reproduction.claims import judged
+from moesim.reproduction.outcome import Outcome, Told
+from moesim.reproduction.picture import Picture, curve
+from moesim.reproduction.publication import Constant, Publication, load_publication
+from moesim.reproduction.trials import Runs, Trial, over_trials, tried
+from moesim.scenario import Scenario
+from moesim.simulation.run import Result
+
+LOADS = (
+    1.0,
+    2.0,
+    4.0,
+    6.0,
+    8.0,
+    10.0,
+    15.0,
+    20.0,
+    25.0,
+    30.0,
+    40.0,
+    50.0,
+    60.0,
+    80.0,
+    100.0,
+    120.0,
+)
+"""Offered rates, of which the scenarios are written with the first [requests/s]."""
+
+TARGETS_S = tuple(np.geomspace(0.5, 60, 60).tolist())
+"""Targets on p90 latency [s]."""
+
+LATENCY_RATIO, THROUGHPUT_RATIO = 31.6, 7.6
+"""The published ratios."""
+
+BASELINES = ("fused", "dense")
+
+MEASURED_S = {1: 0.762, 4: 1.449, 16: 2.893, 64: 7.537}
+"""What vLLM took on two A100, as it published, by requests at once; 1000 tokens in, 50 out [s]."""
+
+ANCHORED = 64
+"""Requests at once that the anchor's scenario is written with."""
+
+Sweep = Mapping[float, Runs]
+"""p90 latency by load, in each trial [s]."""
+
+
+def reproduce_historical(told: Told, trials: Sequence[Trial]) -> Outcome:
+    """Run the experiment and judge its claims."""
+    publication = load_publication("friendli")
+    host_s = host_of(publication.scenario("anchor"))
+    sweeps: dict[str, dict[float, Runs]] = {}
+    for place, name in enumerate(("efficient", *BASELINES)):
+        hosted = [replace(trial, host_s=host_s * (name in BASELINES)) for trial in trials]
+        sweeps[name] = {}
+        for step, load in enumerate(LOADS):
+            told((place + step / len(LOADS)) / 3)
+            there = at_load(publication.scenario(name), load)
+            sweeps[name][load] = over_trials(there, p90, hosted)["latency_s"]
+    runs = {
+        f"{name}.{figure}": values
+        for name in BASELINES
+        for figure, values in _against(sweeps["efficient"], sweeps[name]).items()
+    }
+    return Outcome(
+        publication=publication,
+        claims=tuple(judged(publication, name, runs[name]) for name in publication.claims),
+        pictures=_pictures(publication, sweeps),
+        fitted=(_fitted(host_s),),
+    )
+
+
+def p90(result: Result) -> dict[str, float]:
+    """Return the 90th percentile of latency."""
+    return {"latency_s": result.metrics()["overall"]["turnaround_s"]["p90"]}
+
+
+def host_of(anchor: Scenario) -> float:
+    """Return what an early server's host adds to an iteration, median over four figures [s]."""
+    found = []
+    for requests, measured_s in MEASURED_S.items():
+        duration_s = anchor.duration_s * requests / ANCHORED
+        result = tried(anchor.model_copy(update={"duration_s": duration_s}), Trial(0, 0.0))
+        taken_s = result.metrics()["overall"]["span_s"]
+        found.append((measured_s - taken_s) / result.usages[0].iterations)
+    return float(np.median(found))
+
+
+def _against(efficient: Sweep, baseline: Sweep) -> dict[str, Runs]:
+    """Return the ratios' maxima, and where they are the published ones, in each trial."""
+    latencies = latency_ratios(efficient, baseline)
+    throughputs = throughput_ratios(efficient, baseline)
+    return {
+        "latency": latencies.max(axis=0),
+        "load": _first_at(LOADS, latencies, LATENCY_RATIO),
+        "throughput": np.nanmax(throughputs, axis=0),
+        "slo": _first_at(TARGETS_S[::-1], throughputs[::-1], THROUGHPUT_RATIO),
+    }
+
+
+def latency_ratios(efficient: Sweep, baseline: Sweep) -> Runs:
+    """Return the baseline's p90 latency over the efficient engine's, (loads, trials)."""
+    return np.array([baseline[load] / efficient[load] for load in LOADS])
+
+
+def throughput_ratios(efficient: Sweep, baseline: Sweep) -> Runs:
+    """Return the efficient engine's throughput over the baseline's, (targets, trials).
+
+    NaN where one of them misses the target even at the lowest load.
+    """
+    return _within_targets(efficient) / _within_targets(baseline)
+
+
+def _within_targets(sweep: Sweep) -> Runs:
+    """Return the load up to which p90 latency meets each target, (targets, trials)."""
+    latencies_s = np.maximum.accumulate([sweep[load] for load in LOADS], axis=0)
+    found = [
+        np.interp(TARGETS_S, latency_s, LOADS, left=float("nan")) for latency_s in latencies_s.T
+    ]
+    return np.array(found).T
+
+
+def _first_at(places: Sequence[float], ratios: Runs, wanted: float) -> Runs:
+    """Return the first place where a ratio is at least what is wanted, in each trial; else NaN."""
+    reached = ratios >= wanted
+    first = np.array(places)[reached.argmax(axis=0)]
+    return np.where(reached.any(axis=0), first, float("nan"))
+
+
+def _fitted(host_s: float) -> Constant:
+    return Constant(
+        name="host of both baselines, in each iteration",
+        value=f"{1e3 * host_s:.1f} ms",
+        source="median of what is left of four measured latencies beyond rooflines, by iterations",
+        fitted_on="vLLM's own figures on two A100, 1,000 tokens in and 50 out, 1 to 64 at once [V]",
+    )
+
+
+def _pictures(publication: Publication, sweeps: Mapping[str, Sweep]) -> tuple[Picture, ...]:
+    names = {name: publication.scenarios[name]["name"] for name in sweeps}
+    within = {name: _within_targets(sweep) for name, sweep in sweeps.items()}
+    met = {name: np.flatnonzero(np.isfinite(loads).all(axis=1)) for name, loads in within.items()}
+    return (
+        Picture(
+            title="p90 latency against load",
+            x_title="Load [requests/s]",
+            y_title="p90 latency [s]",
+            curves=tuple(
+                curve(names[name], LOADS, list(sweep.values())) for name, sweep in sweeps.items()
+            ),
+            published={},
+            log_y=True,
+        ),
+        Picture(
+            title="p90 latency of the baselines beside the efficient engine's",
+            x_title="Load [requests/s]",
+            y_title="Ratio",
+            curves=tuple(
+                curve(names[name], LOADS, list(latency_ratios(sweeps["efficient"], sweeps[name])))
+                for name in BASELINES
+            ),
+            published={},
+            log_y=True,
+        ),
+        Picture(
+            title="Throughput under a target on p90 latency",
+            x_title="Target [s]",
+            y_title="Requests/s",
+            curves=tuple(
+                curve(
+                    names[name],
+                    [TARGETS_S[place] for place in met[name]],
+                    list(loads[met[name]]),
+                )
+                for name, loads in within.items()
+            ),
+            published={},
+            log_x=True,
+        ),
+    )
