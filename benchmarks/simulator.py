@@ -3,10 +3,12 @@
 Every request has 512 tokens in and 128 out; arrivals are Poisson; records and percentiles are
 included. The replica's durations are straight lines of the size that a vLLM server of an 8B model
 on one large GPU showed (docs/server-log.md), its limits vLLM's defaults, so that batches are as
-full as they would be there. Medians of several runs; a table, or JSON with --json.
+full as they would be there. Simpy is timed beside every run, as a virtual machine's clock changes
+from second to second; figures are medians over the runs, the ratio too. A table, or JSON with
+--json.
 
 With --kinds another table: every kind of deployment under the same two streams to two models,
-20,000 requests in all, beside `dedicated`.
+20,000 requests in all, beside runs of `dedicated` in turn.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import simpy
 
@@ -25,7 +28,7 @@ from moesim.cost.profile import Profile
 from moesim.scenario import Scenario, scenario_from
 from moesim.simulation.run import simulate
 
-REPEATS = 5
+REPEATS = 9
 
 WORKLOADS = {
     # name: (requests, requests/s of all replicas, replicas, KV blocks of each, scheduler)
@@ -145,7 +148,7 @@ def profile(device_kind: str = "cpu") -> Profile:
     return Profile.model_validate(content)
 
 
-def timeouts_per_s(count: int = 200_000) -> float:
+def timeouts_per_s(count: int = 50_000) -> float:
     """Return how many timeouts a bare simpy process passes per second."""
     env = simpy.Environment()
 
@@ -222,35 +225,47 @@ def scenario_of_kind(model: str, name: str) -> Scenario:
     )
 
 
+class Speed(NamedTuple):
+    """Medians over several runs."""
+
+    requests_per_s: float
+    beside_per_s: float
+    ratio: float
+
+
+def speed(scenario: Scenario, made: Profile, beside: Callable[[], float]) -> Speed:
+    """Return how fast a scenario is simulated, beside something that is timed before each run."""
+    pairs = [(requests_per_s(scenario, made), beside()) for _ in range(REPEATS)]
+    rates, others = zip(*pairs, strict=True)
+    ratios = [rate / other for rate, other in pairs]
+    return Speed(*(statistics.median(values) for values in (rates, others, ratios)))
+
+
 def requests_per_s(scenario: Scenario, made: Profile) -> float:
-    """Return simulated requests per second of wall time."""
-    speeds = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        result = simulate(scenario, dict.fromkeys(scenario.models, made))
-        result.metrics()
-        speeds.append(len(result.records) / (time.perf_counter() - started))
-    return statistics.median(speeds)
+    """Return simulated requests per second of wall time, in one run."""
+    started = time.perf_counter()
+    result = simulate(scenario, dict.fromkeys(scenario.models, made))
+    result.metrics()
+    return len(result.records) / (time.perf_counter() - started)
 
 
-def kinds_per_s() -> dict[str, float]:
-    """Return simulated requests per second by kind of deployment."""
+def speeds(model: str) -> dict[str, Speed]:
+    """Return how fast each workload is simulated, beside bare simpy."""
+    made = profile()
+    return {
+        name: speed(scenario_of(model, *shape), made, timeouts_per_s)
+        for name, shape in WORKLOADS.items()
+    }
+
+
+def speeds_of_kinds(model: str) -> dict[str, Speed]:
+    """Return how fast each kind of deployment is simulated, beside `dedicated`."""
     made = profile("cuda")
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "config.json"
-        model.write_text(json.dumps(made.model))
-        return {name: requests_per_s(scenario_of_kind(str(model), name), made) for name in KINDS}
-
-
-def show_kinds(*, as_json: bool) -> None:
-    """Print how fast each kind of deployment is simulated."""
-    figures = kinds_per_s()
-    if as_json:
-        print(json.dumps({"requests_per_s": figures}, indent=1))
-        return
-    print(f"{'kind':<28} {'requests/s':>12} {'of dedicated':>13}")
-    for name, value in figures.items():
-        print(f"{name:<28} {value:>12,.0f} {value / figures['dedicated']:>13.2f}")
+    dedicated = scenario_of_kind(model, "dedicated")
+    return {
+        name: speed(scenario_of_kind(model, name), made, lambda: requests_per_s(dedicated, made))
+        for name in KINDS
+    }
 
 
 def main() -> None:
@@ -259,28 +274,28 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--kinds", action="store_true", help="every kind of deployment instead")
     arguments = parser.parse_args()
-    if arguments.kinds:
-        show_kinds(as_json=arguments.json)
-        return
-    bare = statistics.median(timeouts_per_s() for _ in range(REPEATS))
-    made = profile()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "config.json"
-        model.write_text(json.dumps(made.model))
-        figures = {
-            name: requests_per_s(scenario_of(str(model), *shape), made)
-            for name, shape in WORKLOADS.items()
-        }
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        model.write_text(json.dumps(profile().model))
+        found = (speeds_of_kinds if arguments.kinds else speeds)(str(model))
+    beside = "dedicated" if arguments.kinds else "simpy"
+    show(found, beside, as_json=arguments.json)
+
+
+def show(found: dict[str, Speed], beside: str, *, as_json: bool) -> None:
+    """Print a table, or JSON."""
     machine = f"{platform.machine()}, Python {platform.python_version()}"
-    if arguments.json:
-        content = {"machine": machine, "simpy_timeouts_per_s": bare, "requests_per_s": figures}
-        print(json.dumps({**content, "peak_memory_mib": peak_kib / 1024}, indent=1))
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if as_json:
+        content = {name: value._asdict() for name, value in found.items()}
+        told = {"machine": machine, "beside": beside, "peak_memory_mib": peak_mib}
+        print(json.dumps({**told, "speeds": content}, indent=1))
         return
-    print(f"{machine}; bare simpy {bare:,.0f} timeouts/s; peak memory {peak_kib / 1024:,.0f} MiB\n")
-    print(f"{'workload':<24} {'requests/s':>12} {'of simpy':>9}")
-    for name, value in figures.items():
-        print(f"{name:<24} {value:>12,.0f} {value / bare:>9.3f}")
+    print(f"{machine}; peak memory {peak_mib:,.0f} MiB\n")
+    print(f"{'workload':<28} {'requests/s':>12} {beside + '/s':>12} {'ratio':>7}")
+    for name, value in found.items():
+        rates = f"{value.requests_per_s:>12,.0f} {value.beside_per_s:>12,.0f}"
+        print(f"{name:<28} {rates} {value.ratio:>7.3f}")
 
 
 if __name__ == "__main__":
