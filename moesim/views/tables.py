@@ -148,11 +148,14 @@ def headline(comparison: pd.DataFrame) -> str:
     """Say in a sentence how good a prediction was, to someone who reads nothing else."""
     if comparison.empty:
         return "Nothing to compare: no request completed."
-    count, close, hit = len(comparison), comparison["close"].sum(), comparison["hit"].sum()
+    count, hit = len(comparison), comparison["hit"].sum()
+    within = comparison["error"].abs() <= TOLERANCE
+    looser = (comparison["close"] & ~within).sum()
+    spread = comparison["spread"].median()
     return (
-        f"{close} of {count} predicted figures are within {TOLERANCE:.0%} of the real runs or "
-        f"within twice the run-to-run spread; {hit} of {count} real ones lie in the predicted "
-        f"{COVERAGE:.0%} interval."
+        f"{within.sum()} of {count} predicted figures are within {TOLERANCE:.0%} of the real runs"
+        + (f", {looser} more within twice their spread (median {spread:.0%})" if looser else "")
+        + f"; {hit} of {count} real ones lie in the predicted {COVERAGE:.0%} interval."
     ).replace("%", " %")
 
 

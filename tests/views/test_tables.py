@@ -48,6 +48,22 @@ def test_headline_counts_what_is_close_and_what_is_hit(
     assert f"; {int(off['hit'].sum())} of {len(off)} real ones" in headline(off)
     assert 0 <= off["hit"].sum() < len(off)
     assert "15 %" in headline(off)
+    assert "more within" not in headline(off)
+
+
+def test_headline_sets_apart_what_is_close_by_the_spread_alone(
+    records: pd.DataFrame, predicting: Predicting
+) -> None:
+    """A prediction of runs that differ much is no good one for that."""
+    waits = ("first_token_s", "finish_s")
+    twice = records.assign(**{name: 2 * records[name] - records["arrival_s"] for name in waits})
+    torn = compare_replications([records, twice], predicting(records))
+    within = int((torn["error"].abs() <= 0.15).sum())
+    looser = int(torn["close"].sum()) - within
+    assert looser > 0
+    assert headline(torn).startswith(f"{within} of {len(torn)} predicted figures are within 15 %")
+    spread = f"{torn['spread'].median():.0%}".replace("%", " %")
+    assert f", {looser} more within twice their spread (median {spread}); " in headline(torn)
 
 
 def test_headline_of_nothing_says_so(records: pd.DataFrame, predicting: Predicting) -> None:
