@@ -195,7 +195,7 @@ class CostModel(Cost):
         self._prefill = Sheet.through(cells["attention_prefill"])
         self._chunks: dict[tuple[int, int], float] = {}
         self._graphs = profile.decode_graphs
-        self._source = profile.source
+        self._rests_on = profile.rests_on
         super().__init__(self._laid_out(max_batched_tokens, max_num_seqs))
 
     def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
@@ -253,4 +253,7 @@ class CostModel(Cost):
             bases["attention_decode"] = self._decode.basis(asked.decodes, asked.context)
         if asked.new_tokens:
             bases["attention_prefill"] = self._prefill.basis(asked.new_tokens, asked.cached)
-        return {name: max(basis, self._source, key=WEAKEST.index) for name, basis in bases.items()}
+        return {
+            name: max(basis, self._rests_on(name), key=WEAKEST.index)
+            for name, basis in bases.items()
+        }

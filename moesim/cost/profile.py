@@ -27,18 +27,21 @@ variants, the gateway, the variants' own routers. Profiles that were made withou
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from moesim.checked import checked
 from moesim.errors import ProfileError, ScenarioError
 from moesim.facts.catalog import locate
 from moesim.facts.models import ModelSpec
+from moesim.facts.slices import Slice
 from moesim.files import write_text
 
 FORMAT = "moesim-profile"
 FORMAT_VERSION = 1
+KERNELS: Literal["moesim-kernels"] = "moesim-kernels"
+"""The format of files of kernels, from which profiles are made (`moesim.cost.kernels`)."""
 
 COORDINATES: dict[str, tuple[str, ...]] = {
     "embedding": ("tokens",),
@@ -197,6 +200,8 @@ class Provenance(_Part):
     """Device name as the system reports it."""
     device_kind: Literal["cuda", "cpu"]
     """What kind of device it is."""
+    share: str | None = Field(default=None, pattern=r"^[1-9]\d*/[1-9]\d* .+$")
+    """Share of the device's compute that was measured, `1/2 cores` or `56/132 SMs`; all if none."""
     host_hash: str
     """Hash of the host's identity; profiles of different hosts do not mix."""
     software: dict[str, str]
@@ -236,6 +241,13 @@ class Verdict(_Part):
     """What a reader should know."""
 
 
+class Parts(Protocol):
+    """Draws a profile on a group of devices from the tables that it was made of."""
+
+    def on(self, part: Slice, popularity: list[list[float]]) -> "Profile":
+        """Return the profile of each device of the group."""
+
+
 class Profile(_Part):
     """A whole profile file."""
 
@@ -259,10 +271,15 @@ class Profile(_Part):
     """Origin."""
     transfers: Transfers | None = None
     """What models cost that share the device; None where that was not measured."""
-    source: Literal["measured", "scaled", "roofline"] = "measured"
-    """Whether cells were measured, scaled to a part of the device, or drawn from a datasheet."""
+    source: Literal["measured", "scaled", "kernels", "roofline"] = "measured"
+    """Whether cells were measured, scaled to a part of the device, added up from tables of kernels,
+    or drawn from a datasheet."""
+    bases: dict[str, str] = {}
+    """What each operation of a profile from kernels rests on at best."""
     verdict: Verdict
     """Self-assessment."""
+    _parts: "Parts | None" = PrivateAttr(default=None)
+    _level: float = PrivateAttr(default=1.0)
 
     @model_validator(mode="after")
     def _complete(self) -> "Profile":
@@ -299,6 +316,36 @@ class Profile(_Part):
         """The shape of the profiled model."""
         return ModelSpec.from_config(self.model, "model")
 
+    def rests_on(self, name: str) -> str:
+        """Return what an operation rests on at best."""
+        best = "interpolated" if self.source == "kernels" else self.source
+        return self.bases.get(name, best)
+
+    def with_parts(self, parts: "Parts") -> "Profile":
+        """Return the profile with what draws it on groups of devices from the same tables."""
+        copy = self.model_copy()
+        copy._parts = parts
+        return copy
+
+    def at_level(self, level: float) -> "Profile":
+        """Return the profile, told by which factor its cells were redrawn all alike."""
+        if self._parts is None:
+            return self
+        copy = self.model_copy()
+        copy._level = self._level * level
+        return copy
+
+    def on_group(self, part: Slice) -> "Profile | None":
+        """Return the profile of each device of a group from its own tables; None without any."""
+        if self._parts is None:
+            return None
+        drawn, level = self._parts.on(part, self.router.popularity), self._level
+        cells = {
+            name: [cell.model_copy(update={"median_s": cell.median_s * level}) for cell in row]
+            for name, row in drawn.operations.items()
+        }
+        return drawn.model_copy(update={"operations": cells}) if level != 1.0 else drawn
+
     def of_variant(self, name: str) -> "Profile":
         """Return the profile with a variant's own router, as it is where none was measured."""
         variant = self.transfers.variants.get(name) if self.transfers else None
@@ -327,8 +374,18 @@ def load_profile(name: str | Path, *, relative_to: Path | None = None) -> Profil
     or incomplete; ScenarioError if there is no such file.
     """
     path = locate("profiles", str(name), relative_to=relative_to)
+    return profile_from(read_json(path), str(path))
+
+
+def read_profile(name: str | Path, *, relative_to: Path | None = None) -> Any:
+    """Read a profile's file, or one of kernels, as plain data."""
+    return read_json(locate("profiles", str(name), relative_to=relative_to))
+
+
+def read_json(path: Path) -> Any:
+    """Read a file as plain data; ProfileError where it is not JSON."""
     try:
-        content = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as wrong:
         raise ProfileError(f"{path}: not readable ({wrong})") from None
     except json.JSONDecodeError as wrong:
@@ -336,10 +393,15 @@ def load_profile(name: str | Path, *, relative_to: Path | None = None) -> Profil
             f"{path}: broken at line {wrong.lineno}, column {wrong.colno} ({wrong.msg}); "
             "truncated? profile again"
         ) from None
-    return _validated(content, str(path))
 
 
-def _validated(content: Any, source: str) -> Profile:
+def profile_from(content: Any, source: str) -> Profile:
+    """Check the content of a profile's file; raises what `load_profile` does."""
+    if isinstance(content, dict) and content.get("format") == KERNELS:
+        raise ProfileError(
+            f"{source}: format: kernels of a device, not a profile of one model; name it as a "
+            "model's `profile` in a scenario, `moesim profile show` shows it"
+        )
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ProfileError(f"{source}: format: not a moesim profile")
     if content.get("format_version") != FORMAT_VERSION:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from moesim.cost.profile import Profile, load_profile
+from moesim.cost.kernels.assembling import assembled_profile
+from moesim.cost.kernels.tables import Kernels, is_kernels, kernels_from
+from moesim.cost.profile import Profile, profile_from, read_profile
 from moesim.cost.roofline import roofline_profile
 from moesim.errors import ProfileError
 from moesim.facts.catalog import load_device, load_model
@@ -11,6 +13,7 @@ from moesim.facts.configs import ARCHITECTURES, DECODERS
 from moesim.facts.hardware import Device
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
+from moesim.facts.slices import MIG
 from moesim.requests import Traces, load_traces
 from moesim.scenario import PROFILED, ROOFLINE, Model, Scenario
 from moesim.simulation.quality import Quality, quality_of
@@ -65,21 +68,37 @@ def load_profiles(
         spec = load_model(model.architecture, relative_to=folder, architectures=known)
         profile = given.get(name) or _profile_of(scenario, name, spec, device).of_variant(name)
         _same_shape(name, spec, profile)
-        if device and profile.provenance.device_kind != device.kind:
-            raise ProfileError(
-                f"models.{name}.profile: measured on {profile.provenance.device} "
-                f"({profile.provenance.device_kind}), hardware.device {device.name} is "
-                f"{device.kind}; profile on that device"
-            )
+        if device:
+            _same_device(name, device, profile)
         profiles[name] = profile
     return profiles
+
+
+def _same_device(name: str, device: Device, profile: Profile) -> None:
+    """Raise ProfileError where a profile is of another device than the scenario's."""
+    made = profile.provenance
+    if made.device_kind != device.kind:
+        raise ProfileError(
+            f"models.{name}.profile: measured on {made.device} ({made.device_kind}), "
+            f"hardware.device {device.name} is {device.kind}; profile on that device"
+        )
+    whole, _, _ = made.device.partition(MIG)
+    if profile.source == "measured" and device.reported_as and whole not in device.reported_as:
+        raise ProfileError(
+            f"models.{name}.profile: measured on {made.device}, hardware.device {device.name} is "
+            f"{' or '.join(device.reported_as)}; name the measured device, profile on this one, or "
+            "take `profile: roofline`"
+        )
 
 
 def _profile_of(scenario: Scenario, name: str, spec: ModelSpec, device: Device | None) -> Profile:
     """Load a model's profile, or draw its roofline."""
     wanted = scenario.models[name].profile
     if wanted != ROOFLINE:
-        profile = load_profile(wanted, relative_to=scenario.folder)
+        content = read_profile(wanted, relative_to=scenario.folder)
+        if is_kernels(content):
+            return _assembled(scenario, name, spec, device, kernels_from(content, wanted))
+        profile = profile_from(content, wanted)
         own = Precision.of_dtype(spec.dtype)
         if precision_of(scenario.models[name], spec) != own:
             raise ProfileError(
@@ -100,6 +119,24 @@ def _profile_of(scenario: Scenario, name: str, spec: ModelSpec, device: Device |
         max_num_seqs=scheduler.max_num_seqs,
         precision=precision_of(scenario.models[name], spec),
     )
+
+
+def _assembled(
+    scenario: Scenario, name: str, spec: ModelSpec, device: Device | None, kernels: Kernels
+) -> Profile:
+    """Add a model's profile up from its device's kernels."""
+    scheduler = scenario.deployment_of(name).scheduler
+    try:
+        return assembled_profile(
+            kernels,
+            spec,
+            device or load_device(kernels.device, relative_to=scenario.folder),
+            precision=precision_of(scenario.models[name], spec),
+            max_batched_tokens=scheduler.max_batched_tokens,
+            max_num_seqs=scheduler.max_num_seqs,
+        )
+    except ProfileError as wrong:
+        raise ProfileError(f"models.{name}.{wrong}") from None
 
 
 def precision_of(model: Model, spec: ModelSpec) -> Precision:

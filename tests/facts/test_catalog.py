@@ -7,17 +7,24 @@ from typing import Any
 
 import pytest
 
-from moesim.cost.profile import load_profile
+from moesim.cost.kernels.tables import is_kernels, load_kernels
+from moesim.cost.profile import load_profile, read_profile
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import SUFFIX, load_device, load_model, locate, shipped
 from moesim.facts.configs import ARCHITECTURES, DECODERS, RUNNABLE
 from moesim.facts.quality import load_curve
 from moesim.scenario import ROOFLINE, load_scenario, load_workload
 
+
+def load_either(name: str) -> Any:
+    """Load a profile of one model, or the kernels of a device."""
+    return load_kernels(name) if is_kernels(read_profile(name)) else load_profile(name)
+
+
 LOADERS: dict[str, Callable[[str], Any]] = {
     "hardware": load_device,
     "models": partial(load_model, architectures=ARCHITECTURES),
-    "profiles": load_profile,
+    "profiles": load_either,
     "workloads": load_workload,
     "scenarios": load_scenario,
     "quality": load_curve,
@@ -51,7 +58,7 @@ def test_a_shipped_scenario_names_shipped_parts(name: str) -> None:
     scenario = load_scenario(name)
     load_device(scenario.hardware.device)
     for model in scenario.models.values():
-        if model.profile == ROOFLINE:
+        if model.profile == ROOFLINE or is_kernels(read_profile(model.profile)):
             load_model(model.architecture, architectures=ARCHITECTURES)
         else:
             assert load_profile(model.profile).spec == load_model(model.architecture)
