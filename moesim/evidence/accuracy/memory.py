@@ -1,0 +1,89 @@
+"""What an engine's KV cache gets of a device's memory.
+
+```
+what programs can use - weights - activations - logits - runtime = free, of which the engine's share
+```
+"""
+
+from moesim.cost.parallel import Shard
+from moesim.evidence.accuracy.engines import Engine
+from moesim.evidence.accuracy.experiments import System
+from moesim.evidence.accuracy.names import UnknownRowError, shipped_device
+from moesim.facts.models import ModelSpec
+from moesim.facts.precision import FORMATS
+from moesim.units import GIB
+
+USABLE_GIB = {
+    "a100-sxm-40gb": 39.39,
+    "a100-sxm-80gb": 79.15,
+    "h100-sxm-80gb": 79.10,
+    "h200-sxm-141gb": 139.72,
+}
+"""What CUDA reports as a device's memory, as its out-of-memory messages quote it [GiB]."""
+
+CONTEXT_BYTES = GIB // 2
+"""A CUDA context with an engine's kernels on each device: about half a GiB, not measured here."""
+
+GROUP_BYTES = GIB
+"""What NCCL and all-reduces over peers' memory keep on each device of a group: about a GiB, as
+servers of groups log it beside weights and activations; not measured here."""
+
+LOGITS = 3
+"""Copies of all sequences' logits in fp32 that TensorRT-LLM's decoder keeps on every rank."""
+
+VALUE_BYTES = 2
+"""Activations are in 16 bits."""
+
+ESTIMATED_SHARE = 0.95
+"""Share of what weights leave that trtllm-bench takes for the KV cache when it sizes an engine."""
+
+
+def kv_blocks(system: System, engine: Engine, sequences: int, tokens: int) -> int:
+    """Return the KV blocks of a replica; UnknownRowError where its memory holds none."""
+    shard = Shard.of(system.spec, system.part)
+    usable = usable_bytes(system.device)
+    beside = shard.weight_bytes(system.precision) + runtime_bytes(shard, sequences, tokens)
+    free = engine.kv_share * (usable - beside)
+    if not engine.of_free:
+        free = engine.kv_share * usable - beside
+    values = engine.block_size * shard.kv_values_per_token
+    block = FORMATS[system.precision.kv].bytes_of(values)
+    if free < block:
+        raise UnknownRowError("by moesim's arithmetic the model does not fit")
+    return int(free // block)
+
+
+def runtime_bytes(shard: Shard, sequences: int, tokens: int) -> int:
+    """Return what a rank keeps beside weights and KV cache [B].
+
+    Hidden states and logits are on every rank whole, the insides of FFNs divided. Six tensors of
+    the residual stream's width are alive at once, and two for each visit of an expert; three of an
+    expert's or FFN's inner width.
+    """
+    spec = shard.spec
+    visits = spec.num_experts_per_tok
+    hidden = (6 + 2 * visits) * tokens * spec.hidden_size
+    inner = 3 * tokens * _inner(spec) // shard.ranks
+    logits = sequences * spec.vocab_size
+    group = GROUP_BYTES if shard.ranks > 1 else 0
+    return VALUE_BYTES * (hidden + inner + logits) + 4 * LOGITS * logits + CONTEXT_BYTES + group
+
+
+def room(system: System, tokens: float) -> float:
+    """Return for how many requests of so many tokens there is memory, as trtllm-bench estimates."""
+    spec, precision = system.spec, system.precision
+    shard = Shard.of(spec, system.part)
+    weights = FORMATS[precision.rest].bytes_of(spec.parameters)
+    free = ESTIMATED_SHARE * (usable_bytes(system.device) * shard.ranks - weights)
+    each = FORMATS[precision.kv].bytes_of(shard.kv_values_per_token) * shard.ranks * tokens
+    return max(1.0, free / each)
+
+
+def usable_bytes(device: str) -> int:
+    """Return what programs can use of a device's memory [B]."""
+    known = USABLE_GIB.get(device)
+    return int(known * GIB) if known else shipped_device(device).memory_bytes
+
+
+def _inner(spec: ModelSpec) -> int:
+    return max(spec.num_experts_per_tok * spec.intermediate_size, spec.dense_intermediate_size)

@@ -1,0 +1,208 @@
+"""A table's rows, predicted and judged: what `moesim accuracy` shows."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+
+from moesim.errors import ScenarioError
+from moesim.evidence.accuracy.costs import Costs
+from moesim.evidence.accuracy.experiments import Figure, understood
+from moesim.evidence.accuracy.factors import with_factors
+from moesim.evidence.accuracy.predictions import Prediction, Prompts, Told, predicted
+from moesim.evidence.accuracy.prompts import Fit, fitted_prompts, prompts_of
+from moesim.evidence.accuracy.table import Row, read_table
+from moesim.scenario import ROOFLINE
+
+FAMILY = re.compile(r"\s*[:#(].*$|@.*$")
+"""What of a source's name tells one run, or one version of a file, from another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which rows: those whose fields contain these texts, in any case, and at most so many."""
+
+    gpu: str = ""
+    source: str = ""
+    model: str = ""
+    limit: int | None = None
+
+    def of(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows chosen; ScenarioError where there is none."""
+        asked = {name: getattr(self, name).lower() for name in ("gpu", "source", "model")}
+        found = [
+            row
+            for row in rows
+            if all(text in getattr(row, name).lower() for name, text in asked.items())
+        ]
+        if not found:
+            said = ", ".join(f"--{name} {text!r}" for name, text in asked.items() if text)
+            raise ScenarioError(
+                f"no row {f'with {said}' if said else 'in the table'}; give other rows"
+            )
+        return found[: self.limit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Every row that could be predicted, and what became of the others.
+
+    `rows` has a row for each figure: the table's own columns, `measured`, `predicted`, `low`,
+    `high`, `error`, `inside`, the same by the roofline alone, and with the cross-validated factor
+    (`moesim.evidence.accuracy.factors`). `judged` is false where something was fitted on the row.
+    """
+
+    table: str
+    chosen: int
+    rows: pd.DataFrame
+    figures: tuple[Figure, ...]
+    left_out: Counter[str]
+    fits: tuple[Fit, ...]
+    costs: Costs
+    prompts: Prompts
+    profiles: Mapping[str, str]
+    elapsed_s: float
+
+    @property
+    def judged(self) -> pd.DataFrame:
+        """The rows on which nothing was fitted."""
+        return self.rows[self.rows["judged"]]
+
+
+def accuracy(
+    path: Path, choice: Choice, *, profile: str | None = None, told: Told | None = None
+) -> Accuracy:
+    """Predict the rows of a table and judge the predictions.
+
+    `profile` is used for all devices; not given, each has its own shipped one, or its roofline.
+    """
+    started = time.perf_counter()
+    told = told or _silent
+    chosen = choice.of(read_table(path))
+    known = understood(chosen)
+    costs, rooflines = Costs(profile), Costs(ROOFLINE)
+    fits = fitted_prompts(known.figures, costs)
+    prompts = prompts_of(known.figures, fits)
+    own = predicted(known.figures, costs, prompts=prompts, told=_part(told, 0), what="simulating")
+    devices = {figure.experiment.system.device for figure in own.predictions}
+    profiles = {device: costs.profile_of(device) for device in sorted(devices)}
+    plain = own
+    if set(profiles.values()) - {ROOFLINE}:
+        plain = predicted(
+            tuple(own.predictions),
+            rooflines,
+            prompts=prompts,
+            told=_part(told, 1),
+            what="rooflines",
+        )
+    told(1.0, "done")
+    on = {figure for fit in fits for figure in fit.figures}
+    table = pd.DataFrame(
+        [
+            _row(figure, found, plain.predictions.get(figure), profiles, figure not in on)
+            for figure, found in own.predictions.items()
+        ],
+        columns=COLUMNS,
+    )
+    return Accuracy(
+        table=path.name,
+        chosen=len(chosen),
+        rows=_judged(table),
+        figures=tuple(own.predictions),
+        left_out=known.left_out + own.left_out,
+        fits=fits,
+        costs=costs,
+        prompts=prompts,
+        profiles=profiles,
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+def family_of(source: str) -> str:
+    """Return what the rows of one source have in common.
+
+    >>> family_of("argonne-lcf/LLM-Inference-Bench@4211f5d:Plots/All_results.csv")
+    'argonne-lcf/LLM-Inference-Bench'
+    """
+    return FAMILY.sub("", source) or source
+
+
+COLUMNS = (
+    "line", "source", "family", "model", "gpu", "device", "profile", "n_gpus", "tp", "ep",
+    "precision", "isl", "osl", "load", "scenario", "metric", "kind", "figure", "software",
+    "version", "measured",
+    "bare", "predicted", "low", "high", "roofline", "roofline_low", "roofline_high", "scales",
+    "judged",
+)  # fmt: skip
+"""What is known of a row before it is judged."""
+
+
+FIGURES = MappingProxyType(
+    {"ttft_s": "TTFT", "tpot_s": "TPOT", "turnaround_s": "latency", "span_s": "latency"}
+)
+"""What kinds of figures are called, where not by their metric's kind."""
+
+
+def _row(
+    figure: Figure,
+    found: Prediction,
+    plain: Prediction | None,
+    profiles: Mapping[str, str],
+    judged: bool,
+) -> dict[str, Any]:
+    row, workload = figure.row, figure.experiment.workload
+    device = figure.experiment.system.device
+    own = {
+        name: getattr(row, name)
+        for name in (
+            "line", "source", "model", "gpu", "n_gpus", "tp", "ep", "precision", "isl", "osl",
+            "load", "scenario", "metric", "software",
+        )
+    }  # fmt: skip
+    return {
+        **own,
+        "family": family_of(row.source),
+        "device": device,
+        "profile": profiles[device],
+        "kind": figure.metric.kind,
+        "figure": FIGURES.get(figure.metric.of, figure.metric.kind),
+        "version": row.software.split(",")[0],
+        "measured": row.value,
+        "bare": found.bare,
+        "predicted": found.value,
+        "low": found.low,
+        "high": found.high,
+        "roofline": plain.value if plain else float("nan"),
+        "roofline_low": plain.low if plain else float("nan"),
+        "roofline_high": plain.high if plain else float("nan"),
+        "scales": not workload.timed and workload.prompt_tokens is not None,
+        "judged": judged,
+    }
+
+
+def _judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add errors, and whether intervals hold what was measured."""
+    rows = with_factors(rows)
+    measured = rows["measured"]
+    return rows.assign(
+        error=rows["predicted"] / measured - 1,
+        inside=measured.between(rows["low"], rows["high"]),
+        roofline_error=rows["roofline"] / measured - 1,
+        roofline_inside=measured.between(rows["roofline_low"], rows["roofline_high"]),
+        fitted_error=rows["fitted"] / measured - 1,
+        fitted_inside=measured.between(rows["fitted_low"], rows["fitted_high"]),
+    )
+
+
+def _part(told: Told, half: int) -> Callable[[float, str], None]:
+    return lambda done, what: told((half + done) / 2, what)
+
+
+def _silent(done: float, what: str) -> None:
+    """Report nothing."""

@@ -1,0 +1,76 @@
+"""How far off predictions are, group by group."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from moesim.evidence.accuracy.factors import full_factor, spread
+
+GROUPS = ("family", "version", "gpu", "precision", "figure")
+"""What rows are grouped by: where from, engine and version, GPU, format, and what was measured."""
+
+BY_MODEL = ("family", "version", "model", "gpu", "precision", "figure")
+"""The same, model by model."""
+
+VERSIONS = ("software", "gpu")
+"""What has one factor."""
+
+
+def summaries(rows: pd.DataFrame, by: Sequence[str] = GROUPS) -> pd.DataFrame:
+    """Return a row for each group: its size, errors, coverage, and the same the other two ways.
+
+    `mape` is the mean of |predicted/measured - 1|, `bias` the mean without the bars, `p50` and
+    `p90` are percentiles of the former; `hit` is the share of intervals that hold what was
+    measured. `roofline_*` is by the roofline alone, `fitted_*` with the cross-validated factor.
+    """
+    found = [
+        {**dict(zip(by, names, strict=True)), **figures_of(group)}
+        for names, group in rows.groupby(list(by), sort=False, dropna=False)
+    ]
+    return pd.DataFrame(found)
+
+
+def figures_of(group: pd.DataFrame) -> dict[str, Any]:
+    """Return the figures of one group."""
+    return {
+        "rows": len(group),
+        **_errors(group, ""),
+        **_errors(group, "roofline_"),
+        **_errors(group, "fitted_"),
+    }
+
+
+def factors_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the factor of each engine version and GPU over all its rows, and their spread."""
+    found = []
+    for (software, gpu), group in rows[rows["factor"].notna()].groupby(list(VERSIONS), sort=False):
+        figures = figures_of(group)
+        folds = group.groupby(["isl", "osl"], dropna=False).ngroups
+        found.append(
+            {
+                "software": software,
+                "gpu": gpu,
+                "folds": folds,
+                "factor": full_factor(group),
+                "lowest": group["factor"].min(),
+                "highest": group["factor"].max(),
+                "spread": spread(group),
+                **figures,
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _errors(group: pd.DataFrame, way: str) -> dict[str, float]:
+    error: pd.Series[float] = group[f"{way}error"].dropna()
+    size = error.abs()
+    hit = group.loc[error.index, f"{way}inside"]
+    found: dict[str, float] = {
+        f"{way}mape": float(size.mean()),
+        f"{way}bias": float(error.mean()),
+        f"{way}p50": float(size.quantile(0.5)),
+        f"{way}p90": float(size.quantile(0.9)),
+        f"{way}hit": float(hit.mean()) if len(hit) else float("nan"),
+    }
+    return found

@@ -1,0 +1,46 @@
+"""Published results, where they are at hand: predictions stay as near as they are."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from moesim.evidence.accuracy.costs import Costs
+from moesim.evidence.accuracy.outcome import Choice, accuracy
+from moesim.evidence.accuracy.summary import figures_of
+
+TABLE = Path(__file__).parents[3] / "../shared/reference/serving.csv"
+
+published = pytest.mark.skipif(not TABLE.exists(), reason="no shared/reference/serving.csv here")
+
+
+def _judged(**choice: str) -> pd.DataFrame:
+    return accuracy(TABLE, Choice(**choice)).judged
+
+
+@published
+def test_an_engine_as_new_as_the_kernels_needs_no_factor() -> None:
+    """TensorRT-LLM 1.0 with Llama on H100: nothing is fitted on any serving run."""
+    figures = figures_of(_judged(source="(v1.0)", gpu="H100", model="Llama"))
+    assert figures["rows"] == 20
+    assert figures["mape"] < 0.06
+    assert abs(figures["bias"]) < 0.05
+
+
+@published
+def test_an_older_engine_needs_one() -> None:
+    """TensorRT-LLM 0.14 with Mixtral on H100, each pair of lengths by the others' factor."""
+    rows = _judged(source="v0.14", gpu="H100", model="Mixtral")
+    sixteen = figures_of(rows[rows["precision"] == "FP16"])
+    eight = figures_of(rows[rows["precision"] == "FP8"])
+    assert (sixteen["rows"], eight["rows"]) == (36, 36)
+    assert sixteen["fitted_mape"] < 0.07
+    assert eight["fitted_mape"] < 0.09
+    assert abs(figures_of(rows)["fitted_bias"]) < 0.02
+    assert 0.8 < figures_of(rows)["fitted_hit"] < 0.97
+
+
+def test_each_device_has_its_own_profile() -> None:
+    assert Costs(None).profile_of("h100-sxm-80gb") == "h100-sxm-80gb"
+    assert Costs(None).profile_of("a100-sxm-40gb") == "roofline"
+    assert Costs("roofline").profile_of("h100-sxm-80gb") == "roofline"

@@ -1,0 +1,187 @@
+"""A whole table: factors that never see what they judge, intervals, summaries, reports."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from moesim.cli import app
+from moesim.errors import ScenarioError
+from moesim.evidence.accuracy.factors import with_factors
+from moesim.evidence.accuracy.outcome import Choice, accuracy, family_of
+from moesim.evidence.accuracy.predictions import quantile
+from moesim.evidence.accuracy.summary import summaries
+from moesim.evidence.accuracy.table import COLUMNS
+
+LENGTHS = ((5000, 500), (20000, 2000), (2048, 2048), (128, 4096), (3000, 600), (3000, 300))
+
+
+def _table(path: Path, slower: float = 1.0, gpu: str = "H100-SXM-80GB") -> Path:
+    """Write a table of what moesim itself predicts by the roofline, made slower by a factor."""
+    rows = [_row(gpu, prompt, output, 1.0) for prompt, output in LENGTHS]
+    _written(path, rows)
+    found = accuracy(path, Choice(), profile="roofline").rows
+    values = found["predicted"] / slower
+    _written(
+        path,
+        [
+            _row(gpu, prompt, output, value)
+            for (prompt, output), value in zip(LENGTHS, values, strict=True)
+        ],
+    )
+    return path
+
+
+def _row(gpu: str, prompt: int, output: int, value: float) -> dict[str, str]:
+    return {
+        "source": "somebody", "model": "Mixtral-8x7B", "gpu": gpu, "tp": "4", "ep": "1",
+        "precision": "FP16", "isl": str(prompt), "osl": str(output), "load": "inf",
+        "scenario": "offline_max_load", "metric": "output_tokens_per_s", "value": str(value),
+        "software": "TensorRT-LLM 0.99", "note": "",
+    }  # fmt: skip
+
+
+def _written(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_what_is_predicted_is_found_again(tmp_path: Path) -> None:
+    found = accuracy(_table(tmp_path / "t.csv"), Choice(), profile="roofline")
+    assert np.allclose(found.rows["error"], 0, atol=1e-9)
+    assert found.rows["inside"].all()
+    assert (found.rows["low"] < found.rows["predicted"]).all()
+
+
+def test_one_factor_is_recovered_on_rows_it_has_not_seen(tmp_path: Path) -> None:
+    """All rows slower by a third: off by a third as is, right with the others' factor."""
+    found = accuracy(_table(tmp_path / "t.csv", slower=4 / 3), Choice(), profile="roofline")
+    assert np.allclose(found.rows["error"], 1 / 3)
+    assert np.allclose(found.rows["factor"], 4 / 3)
+    assert np.allclose(found.rows["fitted_error"], 0, atol=1e-9)
+
+
+def _rows(measured: list[float]) -> pd.DataFrame:
+    count = len(measured)
+    return pd.DataFrame(
+        {
+            "software": "e",
+            "gpu": "g",
+            "isl": range(count),
+            "osl": 1,
+            "kind": "rate",
+            "measured": measured,
+            "predicted": 100.0,
+            "scales": True,
+        }
+    )
+
+
+def test_a_row_has_no_say_in_its_own_factor() -> None:
+    """The last row is far off; its factor is that of the others, and theirs is hardly moved."""
+    rows = with_factors(_rows([50.0] * 8 + [1.0]))
+    assert rows["factor"].tolist()[-1] == pytest.approx(2.0)
+    assert rows["fitted"].tolist()[-1] == pytest.approx(50.0)
+
+
+def test_rows_of_the_same_lengths_are_judged_together() -> None:
+    measured = [50.0] * 8 + [25.0] * 8
+    rows = with_factors(_rows(measured).assign(isl=[1] * 8 + [2] * 8))
+    assert rows["factor"].tolist() == pytest.approx([4.0] * 8 + [2.0] * 8)
+
+
+def test_latencies_scale_the_other_way() -> None:
+    rows = with_factors(_rows([200.0] * 9).assign(kind="latency"))
+    assert rows["factor"].tolist() == pytest.approx([2.0] * 9)
+    assert rows["fitted"].tolist() == pytest.approx([200.0] * 9)
+
+
+def test_few_rows_have_no_factor() -> None:
+    assert with_factors(_rows([50.0] * 5))["factor"].isna().all()
+
+
+def test_intervals_of_factors_hold_nine_in_ten() -> None:
+    """Rows that are off by chance alone, 200 of them."""
+    rng = np.random.default_rng(0)
+    rows = with_factors(_rows((50 * np.exp(0.1 * rng.standard_normal(200))).tolist()))
+    inside = rows["measured"].between(rows["fitted_low"], rows["fitted_high"])
+    assert inside.mean() == pytest.approx(0.9, abs=0.05)
+
+
+def test_quantiles_are_at_places_by_which_a_further_one_falls_inside() -> None:
+    assert quantile([float(n) for n in range(1, 20)], 0.05) == 1.0
+    assert quantile([float(n) for n in range(1, 20)], 0.95) == 19.0
+
+
+def test_summaries_by_hand() -> None:
+    rows = pd.DataFrame(
+        {
+            "family": "f",
+            **{f"{way}error": [0.1, -0.3] for way in ("", "roofline_", "fitted_")},
+            **{f"{way}inside": [True, False] for way in ("", "roofline_", "fitted_")},
+        }
+    )
+    (row,) = summaries(rows, ["family"]).to_dict("records")
+    assert row["mape"] == pytest.approx(0.2)
+    assert row["bias"] == pytest.approx(-0.1)
+    assert (row["rows"], row["hit"]) == (2, 0.5)
+
+
+def test_families() -> None:
+    assert family_of("TensorRT-LLM v0.14 perf-overview.md (a@b)") == (
+        "TensorRT-LLM v0.14 perf-overview.md"
+    )
+    assert family_of("org/repo@1a2b:file.csv#7") == "org/repo"
+
+
+def test_nothing_chosen_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="no row with --gpu 'b300'"):
+        accuracy(_table(tmp_path / "t.csv"), Choice(gpu="B300"))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = _table(tmp_path / "t.csv", slower=1.1)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    _written(path, [*rows, _row("L40S", 128, 128, 1.0), _row("L40S", 128, 256, 1.0)])
+    runner = CliRunner()
+    report = tmp_path / "a.md"
+    told = runner.invoke(
+        app, ["accuracy", str(path), "--profile", "roofline", "--report", str(report)]
+    )
+    assert told.exit_code == 0
+    assert "6 of 8 rows predicted" in told.output
+    assert "Datasheet rooflines, nothing measured" in told.output
+    assert "2  gpu L40S is not known" in told.output
+    text = report.read_text()
+    assert "| 2 | gpu L40S is not known |" in text
+    assert text.count("| Mixtral-8x7B |") == 6 + 6 + 1  # the worst, all, and their sum
+    printed = runner.invoke(app, ["accuracy", str(path), "--profile", "roofline", "--json"])
+    content = json.loads(printed.output)
+    assert len(content["rows"]) == 6
+    assert content["left_out"] == {"gpu L40S is not known": 2}
+
+
+def test_the_page_has_every_row(tmp_path: Path) -> None:
+    path = _table(tmp_path / "t.csv")
+    report = tmp_path / "a.html"
+    told = CliRunner().invoke(
+        app,
+        ["accuracy", str(path), "--profile", "roofline", "--report", str(report), "--limit", "3"],
+    )
+    assert told.exit_code == 0
+    assert report.read_text().count("<td>output_tokens_per_s</td>") == 3 + 3
+
+
+def test_a_broken_table_is_one_line_and_two(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    _written(path, [_row("H100-SXM-80GB", 1, 1, 1.0) | {"value": "quick"}])
+    told = CliRunner().invoke(app, ["accuracy", str(path)])
+    assert told.exit_code == 2
+    assert "t.csv: line 2, column value: 'quick'" in told.stderr
+    assert len(told.stderr.strip().splitlines()) == 1
