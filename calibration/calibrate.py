@@ -58,6 +58,8 @@ class Settings:
     device: torch.device
     transfers: Asked | None = None
     """What to measure of models that share the device; nothing if not given."""
+    share: str = ""
+    """What share of the device this process has, if it is not all of it."""
 
 
 def silent(fraction: float, doing: str) -> None:
@@ -121,6 +123,7 @@ def engine_for(settings: Settings) -> Engine:
             num_blocks=settings.num_blocks or default_blocks(decoder, limits, BLOCK_SIZE),
             block_size=BLOCK_SIZE,
             sampling=Sampling(temperature=1.0),
+            graphs=not settings.share,
         ),
     )
     # Arithmetic on zeros draws less power and can run faster than on real values.
@@ -142,6 +145,7 @@ def _setting(settings: Settings, engine: Engine, host: Host, digest: str) -> dic
         "max_num_seqs": settings.max_num_seqs,
         "max_batched_tokens": settings.max_batched_tokens,
         "num_blocks": engine.config.num_blocks,
+        **({"share": settings.share} if settings.share else {}),
     }
 
 
@@ -199,6 +203,7 @@ def _profile(
         provenance=Provenance(
             device=name_of(settings.device, host),
             device_kind="cuda" if settings.device.type == "cuda" else "cpu",
+            share=settings.share or None,
             host_hash=host.hash,
             software={
                 "python": platform.python_version(),

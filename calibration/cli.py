@@ -33,6 +33,8 @@ Examples:
 
   moesim-calibrate profile --model base/ --transfers --variants base=base/,chat=chat/
     --gateway gateway.npz --out my-host.json
+
+  moesim-calibrate profile --model base/ --share 1/2 --out half.json
 """
 
 VALIDATE_HELP = """Serve a workload for real, predict it from the profile, and compare.
@@ -49,6 +51,18 @@ Examples:
 
   moesim-calibrate validate --profile my-host.json --workload consolidated.yaml
     --variants base=base/,instruct=instruct/ --out v/
+
+  moesim-calibrate validate --profile my-host.json --workload mps.yaml
+    --variants base=base/,chat=chat/ --share-profiles base=half.json,chat=half-chat.json --out v/
+"""
+
+DATASHEET_HELP = """Measure a CPU's rates and write a device file, which shares of it need.
+
+Of GPUs such files are shipped.
+
+Example:
+
+  moesim-calibrate datasheet --out my-cpu.yaml
 """
 
 
@@ -72,6 +86,7 @@ Examples:
   moesim-calibrate commands 4g.71gb,2g.35gb,1g.18gb --gpu 1
 """
 
+SHARE_PROFILES_HELP = "Profiles made with --share, as MODEL=FILE,MODEL=FILE, for kind mps."
 VARIANTS_HELP = "Checkpoints of one shape, as NAME=FOLDER,NAME=FOLDER."
 
 
@@ -144,14 +159,23 @@ def profile(
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts to time it with; made up if not given.")
     ] = None,
+    share: Annotated[
+        str, typer.Option(help="Measure on this share of the device only, as 1/2 or 40%.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Profile a model."""
+    from contextlib import nullcontext
+    from dataclasses import replace
+
     from calibration.calibrate import Settings, calibrate, check_budget
     from calibration.host import detect as look
     from calibration.models import device_of
     from calibration.transfers import Asked
     from calibration.transfers_shown import transfer_lines
+    from engine.slices.here import on_share
+    from engine.slices.shares import read_share
+    from moesim.errors import CalibrationError
 
     check_budget(budget_s)
     more = Asked(variants=_named(variants), gateway=gateway, prompts=prompts)
@@ -164,8 +188,15 @@ def profile(
         device=device_of(),
         transfers=more if transfers or variants or gateway or prompts else None,
     )
-    host = look()
-    with progress_bar() as progress:
+    if share and settings.transfers is not None:
+        raise CalibrationError(
+            "--share: what sharing costs is measured on the whole device; leave out --transfers, "
+            "--variants, --gateway and --prompts, or --share"
+        )
+    host = look()  # before this process has less of it
+    place = on_share(read_share(share), settings.device) if share else nullcontext()
+    with place as part, progress_bar() as progress:
+        settings = replace(settings, share=str(part or ""))
         made = calibrate(settings, out, host, progress)
     verdict = made.verdict
     if as_json:
@@ -196,6 +227,30 @@ def _named(variants: str) -> dict[str, Path]:
     from engine.variants.command import named
 
     return named([part.strip() for part in variants.split(",") if part.strip()])
+
+
+@app.command(help=DATASHEET_HELP)
+def datasheet(
+    out: Annotated[Path, typer.Option(help="The device file to write.")],
+    name: Annotated[str, typer.Option(help="What to call the device; the file's name.")] = "",
+) -> None:
+    """Write a device file."""
+    from calibration.datasheet import device_yaml, measured_device
+    from calibration.host import detect as look
+    from moesim.errors import CalibrationError
+    from moesim.files import write_text
+
+    host = look()
+    if host.device_kind != "cpu":
+        raise CalibrationError(
+            f"datasheet: is for CPUs; for {host.gpus[0].name} take a shipped device: moesim catalog"
+        )
+    device = measured_device(host, name or out.stem)
+    write_text(out, device_yaml(device))
+    print(
+        f"{out}: {(device.bf16_flop_per_s or 0) / 1e9:.3g} GFLOP/s, "
+        f"{(device.memory_bandwidth_bytes_per_s or 0) / 1e9:.3g} GB/s"
+    )
 
 
 @app.command(help=MERGE_HELP)
@@ -250,6 +305,7 @@ def validate(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     model: Annotated[str, typer.Option(help="The checkpoint that was profiled.")] = "",
     variants: Annotated[str, typer.Option(help=VARIANTS_HELP)] = "",
+    share_profiles: Annotated[str, typer.Option(help=SHARE_PROFILES_HELP)] = "",
     trace: Annotated[
         Path | None, typer.Option(help="Replay this trace in place of the workload's.")
     ] = None,
@@ -263,9 +319,9 @@ def validate(
     """Validate predictions."""
     from calibration.host import detect as look
     from calibration.models import device_of
+    from calibration.plan import Plan
     from calibration.report import write_validation_report
     from calibration.sharing import served_together
-    from calibration.validate import Plan
     from calibration.validate import validate as run_validation
     from moesim.cost.profile import load_profile
     from moesim.errors import CalibrationError
@@ -289,6 +345,7 @@ def validate(
         seed=seed,
         device=device_of(),
         variants=folders,
+        share_profiles={n: load_profile(path) for n, path in _named(share_profiles).items()},
     )
     with progress_bar() as progress:
         validation = run_validation(plan, out, look(), progress, overwrite=overwrite)

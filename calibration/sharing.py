@@ -6,6 +6,7 @@
 | offloaded | the same without a layout; all non-expert sets are there |
 | time_shared | whole models swapped (`calibration.whole_models`) |
 | expert_router | each expert model alone, one stream after the other, behind the gateway's draws |
+| mps | an engine a model, each on a share of the device (`calibration.slices`) |
 
 Expert models have a device each, and nothing in common once the gateway has sent a prompt on. So
 one device that serves their streams one after the other does what several do at once.
@@ -41,6 +42,7 @@ from moesim.deployment import (
     Consolidated,
     Dedicated,
     ExpertRouter,
+    Mps,
     Offloaded,
     Offloading,
     TimeShared,
@@ -67,10 +69,12 @@ def refuse_unservable(scenario: Scenario) -> None:
         wrong = _shared_problem(deployment)
     elif isinstance(deployment, ExpertRouter):
         wrong = _router_problem(deployment, scenario)
+    elif isinstance(deployment, Mps):
+        wrong = _shares_problem(deployment, scenario)
     else:
         wrong = (
             f"kind: {deployment.kind}: models that share a device are validated consolidated, "
-            "offloaded, time_shared or behind an expert_router"
+            "offloaded, time_shared, mps or behind an expert_router"
         )
     if wrong:
         raise ScenarioError(f"scenario {scenario.name}: deployment.{wrong}")
@@ -95,6 +99,14 @@ def _router_problem(deployment: ExpertRouter, scenario: Scenario) -> str:
             "gateway: users wait for one model before they ask another, which streams that are "
             "served one after the other cannot show; use arrivals of another kind"
         )
+    return ""
+
+
+def _shares_problem(deployment: Mps, scenario: Scenario) -> str:
+    if deployment.experts is not None:
+        return "experts: on shares of a device all experts are resident; leave experts out"
+    if any(isinstance(tenant.arrivals, Users) for tenant in scenario.tenants.values()):
+        return "kind: mps: users are not validated on shares; use arrivals of another kind"
     return ""
 
 

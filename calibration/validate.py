@@ -18,28 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
+from calibration.belonging import check_belonging
+from calibration.foresight import foresee
 from calibration.host import Host
 from calibration.models import model_digest, open_model
+from calibration.plan import Plan
 from calibration.serving import drawn_requests, engine_config, serve_for_real
 from calibration.sharing import (
     host_of,
-    refuse_unservable,
     serve_behind_gateway,
     serve_together,
 )
+from calibration.slices import Around, serve_on_shares
 from moesim.commands import Reporter
-from moesim.cost.profile import Profile, Verdict
+from moesim.cost.profile import Verdict
 from moesim.deployment import (
     Consolidated,
-    Dedicated,
     ExpertRouter,
+    Mps,
     Offloaded,
     Scheduler,
     TimeShared,
 )
-from moesim.errors import CalibrationError, ScenarioError
+from moesim.errors import CalibrationError
 from moesim.evidence.compare import compare_replications, compare_tenants
 from moesim.evidence.validation import (
     COMPARISON,
@@ -59,28 +61,6 @@ from moesim.units import format_bytes, format_seconds
 STATE = "validation.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is validated: a workload, served by the engine on this host.
-
-    For one model, or for the `variants` that share the device, by the names of the scenario's
-    models; the profile is of their shape.
-    """
-
-    scenario: Scenario
-    profile: Profile
-    model: str
-    runs: int
-    seed: int
-    device: torch.device
-    variants: Mapping[str, Path] = field(default_factory=dict)
-
-    @property
-    def profiles(self) -> dict[str, Profile]:
-        """The profile of each of the scenario's models: of a variant with its own router."""
-        return {name: self.profile.of_variant(name) for name in self.scenario.models}
-
-
 def validate(
     plan: Plan, out: Path, host: Host, progress: Reporter, *, overwrite: bool = False
 ) -> Validation:
@@ -90,10 +70,11 @@ def validate(
     Raises CalibrationError where profile, checkpoint or host do not belong together, or `out`
     holds another validation.
     """
-    _belong_together(plan, host)
+    check_belonging(plan, host)
+    foreseen = foresee(plan)
     predicted = replicate(
-        plan.scenario,
-        plan.profiles,
+        foreseen.scenario,
+        foreseen.profiles,
         plan.seed,
         replications=MOST,
         same_requests=True,
@@ -102,9 +83,9 @@ def validate(
     state = _State.open(out, _setting(plan), overwrite=overwrite)
     serve = _server(plan, progress)
     for number in range(state.runs_done, plan.runs):
-        served, around_s = serve(number, f"serving for real, run {number + 1} of {plan.runs}")
+        served, around = serve(number, f"serving for real, run {number + 1} of {plan.runs}")
         write_records(served, out / measured_file(number + 1))
-        state.probes_s.append(around_s)
+        state.took_note(around)
         state.finished(number + 1)
     measured = [read_records(out / measured_file(n + 1)) for n in range(plan.runs)]
     validation = Validation(
@@ -113,7 +94,7 @@ def validate(
         comparison=compare_replications(measured, predicted.metrics()),
         tenants=compare_tenants(measured, predicted.metrics()),
         facts=_facts(plan, host, predicted),
-        notes=_notes(plan, predicted, host, state.probes_s),
+        notes=[*_notes(plan, predicted, host, state), *foreseen.notes],
     )
     _drop_runs_after(plan.runs, out)
     write_records(records, out / PREDICTED)
@@ -122,8 +103,9 @@ def validate(
     return validation
 
 
-Serve = Callable[[int, str], tuple[pd.DataFrame, float]]
-"""From a run's number and title to its records, and the probe's duration around it [s]."""
+Serve = Callable[[int, str], tuple[pd.DataFrame, float | Around]]
+"""From a run's number and title to its records, and the probe's duration around it [s]; on shares
+with how much longer that was beside busy neighbours."""
 
 
 def _server(plan: Plan, progress: Reporter) -> Serve:
@@ -139,6 +121,13 @@ def _server(plan: Plan, progress: Reporter) -> Serve:
         return lambda run, title: serve_behind_gateway(
             scenario, profiles, folders, plan.device, progress, title=title, seed=seed, run=run
         )
+    if isinstance(scenario.deployment, Mps):
+
+        def serve(run: int, title: str) -> tuple[pd.DataFrame, Around]:
+            progress(run / plan.runs, title)
+            return serve_on_shares(scenario, profiles, folders, plan.device, seed=seed, run=run)
+
+        return serve
     host = host_of(scenario, profiles, folders, plan.device)
     return lambda run, title: serve_together(
         host, scenario, profiles, progress, title=title, seed=seed, run=run
@@ -161,6 +150,7 @@ class _State:
     setting: Mapping[str, Any]
     runs_done: int = 0
     probes_s: list[float] = field(default_factory=list)
+    stretches: list[float] = field(default_factory=list)
 
     @classmethod
     def open(cls, out: Path, setting: Mapping[str, Any], *, overwrite: bool) -> "_State":
@@ -170,7 +160,8 @@ class _State:
             unfinished = not content.get("complete")
             if unfinished and content.get("setting") == setting:
                 done = int(content.get("runs_done", 0))
-                return cls(path, setting, done, list(content.get("probes_s", []))[:done])
+                kept = (list(content.get(name, []))[:done] for name in ("probes_s", "stretches"))
+                return cls(path, setting, done, *kept)
             if not overwrite:
                 what = "an unfinished validation of another setting" if unfinished else "one"
                 raise CalibrationError(
@@ -179,6 +170,10 @@ class _State:
         state = cls(path, setting)
         state.finished(0)
         return state
+
+    def took_note(self, around: float | Around) -> None:
+        self.probes_s.append(around.probe_s if isinstance(around, Around) else around)
+        self.stretches += [around.stretch] if isinstance(around, Around) else []
 
     def finished(self, runs: int) -> None:
         self.runs_done = runs
@@ -192,6 +187,7 @@ class _State:
             "setting": self.setting,
             "runs_done": self.runs_done,
             "probes_s": self.probes_s,
+            "stretches": self.stretches,
             "complete": complete,
         }
         write_text(self.path, json.dumps(content, indent=1) + "\n")
@@ -203,59 +199,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {"complete": True}
     return content if isinstance(content, dict) else {"complete": True}
-
-
-def _belong_together(plan: Plan, host: Host) -> None:
-    made = plan.profile.provenance
-    if plan.variants:
-        _check_variants(plan)
-        refuse_unservable(plan.scenario)
-    else:
-        _check_alone(plan.scenario)
-    if made.host_hash != host.hash:
-        raise CalibrationError(
-            f"the profile was measured on another host ({made.device}), this one is {host.cpu}; "
-            "profile here first: moesim-calibrate profile"
-        )
-    spec = plan.profile.spec
-    if not plan.variants and made.model_digest != model_digest(plan.model, spec):
-        raise CalibrationError(
-            f"--model: {plan.model} is not the checkpoint that was profiled "
-            f"({made.model_source}); profile it first"
-        )
-
-
-def _check_alone(scenario: Scenario) -> None:
-    deployment = scenario.deployment
-    alone = isinstance(deployment, Dedicated) and deployment.replicas == 1
-    if len(scenario.models) != 1 or not alone:
-        raise ScenarioError(
-            f"scenario {scenario.name}: without --variants the engine validates one model on one "
-            "replica; give the models' checkpoints as --variants NAME=FOLDER,NAME=FOLDER"
-        )
-
-
-def _check_variants(plan: Plan) -> None:
-    """Raise where variants are not the scenario's models, or not what was profiled."""
-    names, models = set(plan.variants), set(plan.scenario.models)
-    if names != models:
-        raise ScenarioError(
-            f"--variants: {', '.join(sorted(names))} are not the scenario's models "
-            f"{', '.join(sorted(models))}; give each a folder by its name"
-        )
-    transfers = plan.profile.transfers
-    if transfers is None:
-        raise CalibrationError(
-            "the profile has no transfers, without which nothing is known of swaps and loads here; "
-            "profile again with --transfers --variants"
-        )
-    for name, folder in plan.variants.items():
-        known = transfers.variants.get(name)
-        if known is None or known.model_digest != model_digest(str(folder), plan.profile.spec):
-            raise CalibrationError(
-                f"--variants: {name}: {folder} is not the checkpoint that was profiled under that "
-                "name; profile again with the same --variants"
-            )
 
 
 def _setting(plan: Plan) -> dict[str, Any]:
@@ -281,11 +224,11 @@ def _setting(plan: Plan) -> dict[str, Any]:
 
 def _shared_setting(plan: Plan) -> dict[str, Any]:
     """Return how models share the device, none where there is one."""
-    if not plan.variants or plan.profile.transfers is None:
+    if not plan.variants:
         return {}
-    known = plan.profile.transfers.variants
+    spec = plan.profile.spec
     return {
-        "variants": {name: known[name].model_digest for name in plan.variants},
+        "variants": {n: model_digest(str(folder), spec) for n, folder in plan.variants.items()},
         "deployment": plan.scenario.deployment.model_dump(mode="json"),
     }
 
@@ -344,6 +287,8 @@ def _deployed(scenario: Scenario) -> str:
         parts.append(f"resident experts: {deployment.experts.resident}")
     if isinstance(deployment, Consolidated | Offloaded | TimeShared):
         parts.append(f"turns: {deployment.turns}")
+    if isinstance(deployment, Mps):
+        parts += [f"{name} {share:g} %" for name, share in deployment.sm_percent.items()]
     return ", ".join(parts)
 
 
@@ -368,7 +313,7 @@ def _errors_known(verdict: Verdict) -> str | None:
     )
 
 
-def _notes(plan: Plan, predicted: Replications, host: Host, probes_s: list[float]) -> list[str]:
+def _notes(plan: Plan, predicted: Replications, host: Host, state: _State) -> list[str]:
     first = predicted.first
     notes = [plan.scenario.description] if plan.scenario.description else []
     fallen_back = _errors_known(plan.profile.verdict)
@@ -384,9 +329,15 @@ def _notes(plan: Plan, predicted: Replications, host: Host, probes_s: list[float
         )
     if plan.variants:
         notes += _sharing_notes(plan)
-    then_s = plan.profile.verdict.probe_s
+    if state.stretches:
+        times = ", ".join(f"{stretch:.2f}" for stretch in state.stretches)
+        notes.append(
+            f"Before the real runs one small batch took {times} times as long while all shares "
+            "computed the same as alone; nothing is corrected by this."
+        )
+    then_s = plan.probed_s
     if then_s:
-        times = ", ".join(f"{now_s / then_s:.2f}" for now_s in probes_s)
+        times = ", ".join(f"{now_s / then_s:.2f}" for now_s in state.probes_s)
         notes.append(
             f"Around the real runs the host took {times} times as long for one and the same small "
             "batch as while it was profiled; nothing is corrected by this."

@@ -50,6 +50,8 @@ class Device(Facts):
     """The device's name, as scenarios refer to it."""
     kind: str = Field(pattern="^(cuda|cpu)$")
     """`cuda` or `cpu`."""
+    reported_as: tuple[str, ...] = ()
+    """What the driver calls it; profiles of anything else are refused. Any of its kind if empty."""
     memory_bytes: int = Field(gt=0)
     """Memory for weights and KV cache [B]."""
     memory_bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
@@ -59,7 +61,9 @@ class Device(Facts):
     fp8_flop_per_s: float | None = Field(default=None, gt=0)
     """Datasheet dense fp8 rate; none where the device has no fp8 [FLOP/s]."""
     sms: int | None = Field(default=None, gt=0)
-    """Streaming multiprocessors."""
+    """Streaming multiprocessors; of a CPU its cores."""
+    sm_bytes_per_s: float | None = Field(default=None, gt=0)
+    """What one of these alone reads at most, where that was measured [B/s]."""
     mig: Literal["a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb"] | None = None
     """The MIG geometry by which the device can be divided."""
     pcie_generation: Literal[3, 4, 5] | None = None

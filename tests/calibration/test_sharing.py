@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from calibration.host import Host
+from calibration.plan import Plan
 from calibration.sharing import host_of, refuse_unservable, served_together
-from calibration.validate import Plan, validate
+from calibration.validate import validate
 from calibration.whole_models import whole_models
 from engine.model.checkpoint import load_decoder
 from engine.variants.family import Family

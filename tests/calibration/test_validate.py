@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from calibration.host import Host
-from calibration.validate import Plan, validate
+from calibration.plan import Plan
+from calibration.validate import validate
 from moesim.cost.profile import load_profile
 from moesim.errors import CalibrationError, ProfileError, ScenarioError
 from moesim.evidence.validation import load_validation
