@@ -6,16 +6,20 @@ latency. Sought are the load and the target at which they are that.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 
+from moesim.cost.expected import Rates, expected_s
 from moesim.planning.load import at_load
 from moesim.reproduction.claims import judged
 from moesim.reproduction.outcome import Outcome, Told
 from moesim.reproduction.picture import Picture, curve
 from moesim.reproduction.publication import Constant, Publication, load_publication
 from moesim.reproduction.trials import Runs, Trial, over_trials, tried
+from moesim.requests import draw_requests
 from moesim.scenario import Scenario
+from moesim.simulation.inputs import load_inputs
 from moesim.simulation.run import Result
 
 LOADS = (
@@ -49,6 +53,9 @@ BASELINES = ("fused", "dense")
 MEASURED_S = {1: 0.762, 4: 1.449, 16: 2.893, 64: 7.537}
 """What vLLM took on two A100, as it published, by requests at once; 1000 tokens in, 50 out [s]."""
 
+LARGE = 512
+"""Tokens of an iteration in which both baselines read every expert."""
+
 ANCHORED = 64
 """Requests at once that the anchor's scenario is written with."""
 
@@ -73,6 +80,12 @@ def reproduce_historical(told: Told, trials: Sequence[Trial]) -> Outcome:
         for name in BASELINES
         for figure, values in _against(sweeps["efficient"], sweeps[name]).items()
     }
+    operations, traffic = dense_beside_fused(publication)
+    runs |= {
+        "dolly": tokens_of(at_load(publication.scenario("efficient"), LOADS[-1]), trials),
+        "dense.operations": np.array([operations]),
+        "dense.traffic": np.array([traffic]),
+    }
     return Outcome(
         publication=publication,
         claims=tuple(judged(publication, name, runs[name]) for name in publication.claims),
@@ -91,10 +104,36 @@ def host_of(anchor: Scenario) -> float:
     found = []
     for requests, measured_s in MEASURED_S.items():
         duration_s = anchor.duration_s * requests / ANCHORED
-        result = tried(anchor.model_copy(update={"duration_s": duration_s}), Trial(0, 0.0))
+        result = tried(anchor.model_copy(update={"duration_s": duration_s}), Trial(0, error=0.0))
         taken_s = result.metrics()["overall"]["span_s"]
         found.append((measured_s - taken_s) / result.usages[0].iterations)
     return float(np.median(found))
+
+
+def tokens_of(scenario: Scenario, trials: Sequence[Trial]) -> Runs:
+    """Return the mean tokens of a scenario's requests, prompt and answer, in each trial."""
+    drawn = [draw_requests(scenario, trial.seed) for trial in trials]
+    return np.array([(each["prompt_tokens"] + each["output_tokens"]).mean() for each in drawn])
+
+
+def dense_beside_fused(publication: Publication) -> tuple[float, float]:
+    """Return operations and weights read by the dense baseline's experts beside the fused one's.
+
+    By what a device takes that has bandwidth, or arithmetic, in abundance.
+    """
+    computing = Rates(flop_per_s=1.0, bytes_per_s=inf)
+    reading = Rates(flop_per_s=inf, bytes_per_s=1.0)
+    fused, dense = (
+        load_inputs(publication.scenario(name)).profiles["mixtral"].spec for name in BASELINES
+    )
+    missed = (1 - fused.num_experts_per_tok / fused.num_local_experts) ** LARGE
+    hit = fused.num_local_experts * (1 - missed)
+    operations, traffic = (
+        expected_s(dense, rates)["experts"](LARGE, dense.num_local_experts)
+        / expected_s(fused, rates)["experts"](LARGE, hit)
+        for rates in (computing, reading)
+    )
+    return operations, traffic
 
 
 def _against(efficient: Sweep, baseline: Sweep) -> dict[str, Runs]:

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from moesim.reproduction.annex import Annex
 from moesim.reproduction.claims import VERDICTS
 from moesim.reproduction.outcome import Outcome
+from moesim.reproduction.picture import Picture
 from moesim.reproduction.systems import Reproductions
 from moesim.reproduction.wording import HEADINGS, evidence_meaning, headline, row
+from moesim.views.wording import MISSING
 
 INTERVALS = (
     "A simulated figure is the median over five runs with other arrivals and other errors of the "
-    "datasheet's rooflines (the 10th to 90th percentile of their residuals on measured kernels); "
-    "the interval is the range of the runs."
+    "kernels: the 10th to 90th percentile of what rooflines, or curves through measured kernels, "
+    "were wrong by on kernels that they had not seen. The interval is the range of the runs."
 )
 
 
@@ -42,22 +45,39 @@ def _section(outcome: Outcome) -> Iterator[str]:
     rows = [(c.name, c.value, c.source, c.fitted_on or "-") for c in outcome.constants]
     yield from _table(("constant", "value", "source", "fitted on"), rows)
     for picture in outcome.pictures:
-        yield f"\n{picture.title}, {picture.y_title}\n"
-        places = picture.curves[0].x
-        shared = all(curve.x == places for curve in picture.curves)
-        if shared:
-            yield from _table(
-                (picture.x_title, *(curve.name for curve in picture.curves)),
-                [
-                    (f"{x:.3g}", *(f"{curve.y[place]:.3g}" for curve in picture.curves))
-                    for place, x in enumerate(places)
-                ],
-            )
-            continue
-        for curve in picture.curves:
-            pairs = zip(curve.x, curve.y, strict=True)
-            points = ", ".join(f"({x:.3g}, {y:.3g})" for x, y in pairs)
-            yield f"- {curve.name}, over {picture.x_title}: {points}"
+        yield from _picture(picture)
+    for annex in outcome.annexes:
+        yield from _annex(annex)
+
+
+def _annex(annex: Annex) -> Iterator[str]:
+    yield f"\n### {annex.title}\n"
+    yield from (f"{sentence}\n" for sentence in annex.says)
+    yield from _table(annex.table.headings, annex.table.rows)
+    for picture in annex.pictures:
+        yield from _picture(picture)
+
+
+def _picture(picture: Picture) -> Iterator[str]:
+    """Yield a plot's points: as a table where most curves have the same places, else a list."""
+    yield f"\n{picture.title}, {picture.y_title}\n"
+    places = max((curve.x for curve in picture.curves), key=len)
+    if all(set(curve.x) <= set(places) for curve in picture.curves):
+        points = [dict(zip(curve.x, curve.y, strict=True)) for curve in picture.curves]
+        yield from _table(
+            (picture.x_title, *(curve.name for curve in picture.curves)),
+            [(_short(x), *(_short(each.get(x)) for each in points)) for x in places],
+        )
+        return
+    for curve in picture.curves:
+        pairs = zip(curve.x, curve.y, strict=True)
+        written = ", ".join(f"({_short(x)}, {_short(y)})" for x, y in pairs)
+        yield f"- {curve.name}, over {picture.x_title}: {written}"
+
+
+def _short(value: float | None) -> str:
+    """Write three significant digits: 1,024 and not 1.02e+03."""
+    return MISSING if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from moesim.reproduction.annex import Annex
 from moesim.reproduction.claims import Claim
 from moesim.reproduction.picture import Picture
 from moesim.reproduction.publication import Constant, Publication
@@ -19,6 +20,7 @@ class Outcome:
     claims: tuple[Claim, ...]
     pictures: tuple[Picture, ...]
     fitted: tuple[Constant, ...] = ()
+    annexes: tuple[Annex, ...] = ()
 
     @property
     def constants(self) -> tuple[Constant, ...]:

@@ -21,7 +21,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """Curves on one pair of axes; `published` are points by name."""
+    """Curves on one pair of axes, published points by name, a level of y to compare with."""
 
     title: str
     x_title: str
@@ -30,6 +30,7 @@ class Picture:
     published: Mapping[str, tuple[float, float]]
     log_x: bool = False
     log_y: bool = False
+    level: float | None = None
 
 
 def curve(name: str, x: Sequence[float] | Sequence[Runs], runs: Sequence[Runs]) -> Curve:

@@ -82,11 +82,18 @@ class Publication(Facts):
     """By a short name."""
     scenarios: Mapping[str, Mapping[str, Any]]
     """Scenarios by what they are called, as in `data/scenarios/`."""
+    beyond: Mapping[str, Mapping[str, Any]] = {}
+    """Scenarios of questions that the publication does not ask, likewise."""
 
     def scenario(self, name: str) -> Scenario:
         """Return one of the scenarios; ScenarioError where it is wrong."""
         source = f"{self.system}: scenarios.{name}"
         return scenario_from(self.scenarios[name], source=source, folder=_folder())
+
+    def scenario_beyond(self, name: str) -> Scenario:
+        """Return one of those that go beyond the publication; ScenarioError where it is wrong."""
+        source = f"{self.system}: beyond.{name}"
+        return scenario_from(self.beyond[name], source=source, folder=_folder())
 
 
 def load_publication(system: str) -> Publication:

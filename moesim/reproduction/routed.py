@@ -103,6 +103,10 @@ def _runs(sweeps: Sweeps) -> dict[str, Runs]:
         "throughput": small[most]["tokens_per_s"] / one[most]["tokens_per_s"],
         "ttft": small[most]["ttft_s"] / one[most]["ttft_s"],
         "tpot": small[most]["tpot_s"] / one[most]["tpot_s"],
+        "range": np.min(
+            [small[users]["tokens_per_s"] / one[users]["tokens_per_s"] for users in USERS], axis=0
+        ),
+        "large.ttft": large[some]["ttft_s"] / large[few]["ttft_s"],
         "large": large[some]["tpot_s"] / large[few]["tpot_s"],
         "configuration": large[some]["turnaround_s"] / small[some]["turnaround_s"],
         "skew": even[most]["tokens_per_s"] / small[most]["tokens_per_s"],

@@ -1,7 +1,10 @@
-"""Reproductions in a terminal: two lines a claim, a third where there is a reason."""
+"""Reproductions in a terminal: two lines a claim, a third where there is a reason; tables."""
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 
+from moesim.reproduction.annex import Annex
 from moesim.reproduction.claims import Claim
 from moesim.reproduction.outcome import Outcome
 from moesim.reproduction.systems import Reproductions
@@ -28,7 +31,21 @@ def _show_outcome(console: Console, outcome: Outcome) -> None:
     for constant in outcome.constants:
         fitted = f"; fitted on {constant.fitted_on}" if constant.fitted_on else ""
         console.print(f"  {constant.name}: {constant.value} ({constant.source}{fitted})")
+    for annex in outcome.annexes:
+        _show_annex(console, annex)
     console.print()
+
+
+def _show_annex(console: Console, annex: Annex) -> None:
+    console.print(f"  {annex.title}", style="bold")
+    for sentence in annex.says:
+        console.print(Padding(sentence, (0, 0, 0, 2)))
+    table = Table(box=None, pad_edge=True, padding=(0, 1))
+    for heading in annex.table.headings:
+        table.add_column(heading)
+    for cells in annex.table.rows:
+        table.add_row(*cells)
+    console.print(table)
 
 
 def _figures(claim: Claim) -> str:

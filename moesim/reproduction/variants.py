@@ -2,16 +2,19 @@
 
 Turnaround, time to first token and throughput against each stream's rate; what the paper calls
 TTFT is shorter than its own queueing, so it is counted from when a request's service begins, its
-swap included.
+swap included. `moesim.reproduction.derived` has what follows from its figures,
+`moesim.reproduction.beyond` what it does not ask.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from moesim.facts.quality import load_curve
 from moesim.planning.load import at_load
+from moesim.reproduction.beyond import study
 from moesim.reproduction.claims import Claim, judged
+from moesim.reproduction.derived import holding, in_md1
+from moesim.reproduction.kept import kept, quality
 from moesim.reproduction.outcome import Outcome, Told
 from moesim.reproduction.picture import Picture, curve
 from moesim.reproduction.publication import Constant, Publication, load_publication
@@ -31,6 +34,9 @@ SATURATED = 10.0
 FIT = 0.0005
 """How exactly a rate is found [requests/s]."""
 
+WAYS = ("consolidated", "mig", "single", "time_shared")
+"""The scenarios that are plotted."""
+
 PANELS = {
     "turnaround_s": ("Mean turnaround", "Turnaround [s]"),
     "ttft_s": ("Mean TTFT from the start of service", "TTFT [s]"),
@@ -48,18 +54,22 @@ def reproduce_variants(told: Told, trials: Sequence[Trial]) -> Outcome:
     publication = load_publication("qos-moe")
     ways = {name: publication.scenario(name) for name in publication.scenarios}
     sweeps: dict[str, Sweep] = {}
-    for place, (name, scenario) in enumerate(ways.items()):
-        told(0.7 * place / len(ways))
-        sweeps[name] = {rate: over_trials(_at(scenario, rate), figures, trials) for rate in RATES}
-    told(0.7)
+    for place, name in enumerate(WAYS):
+        told(0.2 * place / len(WAYS))
+        sweeps[name] = {rate: over_trials(_at(ways[name], rate), figures, trials) for rate in RATES}
+    told(0.2)
     rate = _rate_of(ways["mig"], _published(publication, "mig.turnaround"), trials)
-    claims = _claims(publication, ways, rate, trials)
+    told(0.3)
+    runs = {**_figures(ways, rate, trials), **_derived(publication, ways, sweeps, rate, trials)}
+    told(0.4)
+    beyond = study(publication, trials, lambda share: told(0.4 + 0.6 * share))
     told(1)
     return Outcome(
         publication=publication,
-        claims=tuple(claims),
+        claims=_claims(publication, runs),
         pictures=_pictures(publication, sweeps, rate),
         fitted=(_fitted(rate),),
+        annexes=(quality(), beyond),
     )
 
 
@@ -68,11 +78,13 @@ def figures(result: Result) -> dict[str, float]:
     records = result.records
     swaps_s = sum(usage.reconfiguring_s for usage in result.usages) / len(records)
     span_s = records["finish_s"].max() - records["arrival_s"].min()
+    service_s = float((records["finish_s"] - records["scheduled_s"]).mean()) + swaps_s
     return {
         "turnaround_s": float((records["finish_s"] - records["arrival_s"]).mean()),
         "ttft_s": float((records["first_token_s"] - records["scheduled_s"]).mean() + swaps_s),
         "arrival_ttft_s": float((records["first_token_s"] - records["arrival_s"]).mean()),
         "requests_per_s": len(records) / float(span_s),
+        "service_s": service_s,
     }
 
 
@@ -120,35 +132,80 @@ def _published(publication: Publication, name: str) -> float:
     return value
 
 
-def _claims(
-    publication: Publication,
-    ways: Mapping[str, Scenario],
-    rate: float,
-    trials: Sequence[Trial],
-) -> list[Claim]:
-    found = {
-        name: over_trials(_at(ways[name], rate), figures, trials)
-        for name in ("consolidated", "mig")
-    }
+def _claims(publication: Publication, runs: Mapping[str, Runs]) -> tuple[Claim, ...]:
+    return tuple(judged(publication, name, runs.get(name)) for name in publication.claims)
+
+
+def _figures(ways: Mapping[str, Scenario], rate: float, trials: Sequence[Trial]) -> dict[str, Runs]:
+    """Return what the paper has figures for, by claim, in each trial."""
+    ours, theirs, by_layer, all_layers = (
+        over_trials(_at(ways[name], rate), figures, trials)
+        for name in ("consolidated", "mig", "mig.by_layer", "mig.all_layers")
+    )
     saturations = {
         name: np.array([saturation_per_s(ways[name], trial) for trial in trials])
         for name in ("consolidated", "mig", "single")
     }
-    ours, theirs = found["consolidated"], found["mig"]
-    runs: dict[str, Runs] = {
+    return {
         "consolidated.turnaround": ours["turnaround_s"],
         "mig.turnaround": theirs["turnaround_s"],
         "reduction": 100 * (1 - ours["turnaround_s"] / theirs["turnaround_s"]),
         "consolidated.ttft": ours["ttft_s"],
         "mig.ttft": theirs["ttft_s"],
-        "single.saturation": saturations["single"] / saturations["consolidated"],
+        "mig.ttft.by_layer": by_layer["ttft_s"],
+        "mig.ttft.all_layers": all_layers["ttft_s"],
         "consolidated.saturation": saturations["consolidated"],
         "mig.saturation": saturations["mig"],
+        "single.saturation": saturations["single"] / saturations["consolidated"],
         "time_shared.swap": np.array([_swap_s(ways["time_shared"], trials[0])]),
-        "quality.two": _kept("byte-moe", 0, 0.8),
-        "quality.four": _kept("byte-switch", 2, 4),
+        "wait": ours["arrival_ttft_s"] - ours["ttft_s"],
+        "service": ours["service_s"],
+        "mig.service": theirs["service_s"],
+        "md1": in_md1(ours["service_s"], 2 * rate),
+        "mig.md1": in_md1(theirs["service_s"], rate),
     }
-    return [judged(publication, name, runs.get(name)) for name in publication.claims]
+
+
+def _derived(
+    publication: Publication,
+    ways: Mapping[str, Scenario],
+    sweeps: Mapping[str, Sweep],
+    rate: float,
+    trials: Sequence[Trial],
+) -> dict[str, Runs]:
+    """Return what follows from its figures or is said in words, by claim, in each trial."""
+    ours, theirs = holding(ways["consolidated"]), holding(ways["mig"])
+    shared, single = sweeps["consolidated"], sweeps["single"]
+    alone = over_trials(_alone(_at(ways["mig"], rate)), figures, trials)["service_s"]
+    swap_s = _swap_s(ways["consolidated"], trials[0])
+    packed_s = _swap_s(publication.scenario_beyond("swapped"), trials[0])
+    ratios = [shared[at]["requests_per_s"] / single[at]["requests_per_s"] for at in RATES]
+    certain = {
+        "swap": swap_s,
+        "swap.packed": swap_s / packed_s,
+        "copy": 1e3 * ours.copy_s,
+        "found": ours.found,
+        "mig.found": theirs.found,
+        "token": ours.token,
+        "mig.token": theirs.token,
+        "prompt": 100 * ours.prompt / ours.absent,
+        "mig.prompt": 100 * theirs.prompt / theirs.absent,
+        "quality.two": kept("byte-moe", 0, 0.8),
+        "quality.four": kept("byte-switch", 2, 4),
+    }
+    return {
+        **{name: np.array([value]) for name, value in certain.items()},
+        "single.throughput": np.min(ratios, axis=0),
+        "single.ttft": shared[RATES[0]]["ttft_s"] - single[RATES[0]]["ttft_s"],
+        "mig.service.alone": alone,
+        "mig.contention": sweeps["mig"][RATES[-1]]["service_s"] / alone,
+    }
+
+
+def _alone(scenario: Scenario) -> Scenario:
+    """Return the scenario with the requests of its first stream alone."""
+    name, tenant = next(iter(scenario.tenants.items()))
+    return scenario.model_copy(update={"tenants": {name: tenant}})
 
 
 def _swap_s(scenario: Scenario, trial: Trial) -> float:
@@ -156,13 +213,6 @@ def _swap_s(scenario: Scenario, trial: Trial) -> float:
     result = tried(scenario, trial)
     changes = sum(usage.reconfigurations for usage in result.usages)
     return sum(usage.reconfiguring_s for usage in result.usages) / max(1, changes)
-
-
-def _kept(name: str, before: float, after: float) -> Runs:
-    """Return which share of quality a measured curve of bits per byte keeps between two places."""
-    measured = load_curve(name)
-    values = [measured.at(place).value or float("nan") for place in (before, after)]
-    return np.array([values[0] / values[1]])
 
 
 def _fitted(rate: float) -> Constant:

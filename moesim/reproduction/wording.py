@@ -1,7 +1,9 @@
 """Claims as rows of text, for the terminal, the page in Markdown and the report in HTML."""
 
+from collections.abc import Sequence
+
 from moesim.facts.quality import EVIDENCE
-from moesim.reproduction.claims import Claim
+from moesim.reproduction.claims import VERDICTS, Claim
 from moesim.reproduction.systems import Reproductions
 from moesim.views.wording import rounded
 
@@ -22,9 +24,9 @@ def published(claim: Claim) -> str:
     """Return the published figure, with what is tolerated."""
     if claim.published is None:
         return NONE
-    if isinstance(claim.published, tuple):
-        return _range(*claim.published)
     allowed = f" ± {claim.tolerance * 100:.3g} %" if claim.tolerance else ""
+    if isinstance(claim.published, tuple):
+        return _range(*claim.published) + allowed
     return rounded(claim.published) + allowed
 
 
@@ -35,9 +37,13 @@ def verdict(claim: Claim) -> str:
 
 def headline(found: Reproductions) -> str:
     """Say in a sentence what came out."""
-    verdicts = [claim.verdict for claim in found.claims]
-    counts = [f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts))]
-    return f"{len(verdicts)} claims: {', '.join(counts)}."
+    return f"{len(found.claims)} claims: {counted(found.claims)}."
+
+
+def counted(claims: Sequence[Claim]) -> str:
+    """Say how many claims have which verdict."""
+    verdicts = [claim.verdict for claim in claims]
+    return ", ".join(f"{verdicts.count(name)} {name}" for name in VERDICTS if name in verdicts)
 
 
 def evidence_meaning() -> str:
