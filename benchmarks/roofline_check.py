@@ -3,8 +3,8 @@
     python benchmarks/roofline_check.py [serving.csv]
 
 Nothing is fitted to these rows: all that is known of the systems is their datasheets, the shares of
-them that kernels reach and the fitted all-reduces. Latencies count no launches, no host and no
-sampling, so that they are floors, and far below what early servers reached with small batches.
+them that kernels reach, what passes over few tokens take and the fitted all-reduces. Latencies
+count no host and no sampling: they are far below what early servers reached with small batches.
 
 With a table of published results (columns model, gpu, tp, precision, isl, osl, metric, value,
 software) its TensorRT-LLM 0.14 throughputs at unlimited load are added, for prompts and answers of

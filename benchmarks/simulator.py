@@ -126,7 +126,7 @@ def profile(device_kind: str = "cpu") -> Profile:
             "sampling": nothing,
         },
         "provenance": {
-            "device": "straight lines",
+            "device": {"cpu": "straight lines", "cuda": "NVIDIA H100 80GB HBM3"}[device_kind],
             "device_kind": device_kind,
             "host_hash": "0" * 16,
             "software": {},

@@ -127,7 +127,8 @@ class Model(_Part):
     architecture: str
     """Its shape: a shipped model, a checkpoint folder or a config.json."""
     profile: str
-    """Its measurements: a shipped profile, a profile file, or `roofline` for a datasheet's."""
+    """Its measurements: a shipped profile, a profile file, a device's kernels such as
+    `h100-sxm-80gb`, or `roofline` for a datasheet's."""
     precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4"] | None = None
     """Format of its weights; the architecture's own, which profiles are measured in, if none."""
 

@@ -66,10 +66,11 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Fan:
-    """Duration over two coordinates: at each first coordinate a straight line over the second.
+    """Duration over x, a number of sequences, and y, what is summed over them: lines over y.
 
-    Intercepts and slopes are never negative, and the duration rises with the first coordinate, both
-    at zero and where the shortest of the lines was last measured. `high` is where the longest was.
+    Intercepts and slopes are never negative. What rises with x is the duration at equal share
+    `y / x` of each sequence: one of 32,768 tokens cannot fill a GPU as 64 of 512 do, so that at
+    equal sums more sequences may take less. `high` is how far the longest line was measured.
     """
 
     intercepts: Curve
@@ -78,17 +79,15 @@ class Fan:
 
     @classmethod
     def through(cls, cells: Sequence[Cell]) -> "Fan":
-        """Fit a line to the cells of each first coordinate, then make the lines rise in order."""
+        """Fit a line to the cells of each x, then make intercepts and `x slope` rise in order."""
         rows = rows_of(cells)
         lines = [_line(points) for points in rows.values()]
-        spans = [max(y for y, _ in points) for points in rows.values() if len(points) > 1]
-        reach = min(spans, default=1.0)
-        intercepts = _rising([a for a, _ in lines])
-        ends = _rising([a + b * reach for a, b in lines])
-        slopes = tuple((e - a) / reach for a, e in zip(intercepts, ends, strict=True))
         xs = tuple(rows)
+        counts = [max(1.0, x) for x in xs]
+        shares = _rising([b * count for (_, b), count in zip(lines, counts, strict=True)])
+        slopes = tuple(share / count for share, count in zip(shares, counts, strict=True))
         high = max(cell.at[1] for cell in cells)
-        return cls(Curve(xs, intercepts), Curve(xs, slopes), high)
+        return cls(Curve(xs, _rising([a for a, _ in lines])), Curve(xs, slopes), high)
 
     def __call__(self, x: float, y: float) -> float:
         """Return the duration at `(x, y)` [s]."""
@@ -97,11 +96,22 @@ class Fan:
 
     def line(self, x: float) -> tuple[float, float]:
         """Return intercept [s] and slope [s per unit] of the line at `x`."""
-        return self.intercepts(x), max(0.0, self.slopes(x))
+        (slope,) = self._held(np.array([self.slopes(x)]), np.array([x])).tolist()
+        return self.intercepts(x), slope
 
     def table(self, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the lines' intercepts and slopes at 0, 1, ... `most`."""
-        return self.intercepts.table(most), np.maximum(0.0, self.slopes.table(most))
+        slopes = self._held(self.slopes.table(most), np.arange(most + 1.0))
+        return self.intercepts.table(most), slopes
+
+    def _held(self, slopes: NDArray[np.float64], xs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Hold slopes at `xs` to where `x slope` rises: up to the next line's, from the last's."""
+        known = np.array(self.slopes.xs)
+        shares = np.maximum(1.0, known) * self.slopes.ys
+        counts = np.maximum(1.0, xs)
+        next_one = np.minimum(np.searchsorted(known, xs, side="right"), len(known) - 1)
+        below = np.minimum(slopes, shares[next_one] / counts)
+        return np.asarray(np.where(xs < known[-1], below, np.maximum(slopes, shares[-1] / counts)))
 
     def basis(self, x: float, y: float) -> str:
         """Say what answers up to `(x, y)` rest on."""

@@ -16,9 +16,9 @@ are medians over the kernel tables of AIConfigurator (NVIDIA, Apache-2.0) for A1
 
 (bf16 where not said, in brackets the 10th to 90th percentile on any of the three). Weights of 8 or
 4 bits that are widened before they are multiplied compute at the 16-bit rate, at 0.82 of it by the
-tables' few rows: the share of bf16 is taken. Launches, routing and the host cost nothing here, so
-that small batches are taken for faster than they are, and the more so the fewer bytes a kernel
-reads: narrowed weights and many ranks.
+tables' few rows: the share of bf16 is taken. What kernels take at least is not in here, nor the
+host, so that small batches are taken for faster than they are, and the more so the fewer bytes a
+kernel reads: narrowed weights and many ranks. (`moesim.cost.roofline` adds the passes between.)
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -12,6 +12,10 @@ the link, which is what they have there in a network without i:
 
 Only replicas whose times never vary and are multiples of each other escape this: they lock into
 step, to collide always or never, and over all phases their copies take up to 11 % longer.
+
+The host's CPU, where absent experts are computed, is such a station too. Link and CPU are reckoned
+apart: for each the other is part of Z. The factors are then never too low for what any iteration
+asks, though none may ask for the most of both.
 """
 
 from collections import Counter
@@ -90,6 +94,6 @@ def _check(shares: Sequence[float]) -> None:
             raise ScenarioError(f"link share: {share!r} must be between 0 and 1")
     if prod(count + 1 for count in Counter(shares).values()) > MOST_SUBSETS:
         raise ScenarioError(
-            f"link: {len(shares)} unlike replicas share one; place fewer of them on a GPU, or like "
-            "ones"
+            f"link or CPU: {len(shares)} unlike replicas share one; place fewer of them on a GPU, "
+            "or like ones"
         )

@@ -169,6 +169,8 @@ def lru_windows(shares: Floats, copies: int) -> Floats:
     """
     if copies >= np.count_nonzero(1.0 - shares < 1.0):
         return np.full(len(LEVELS), inf)
+    if not copies:
+        return np.zeros(len(LEVELS))  # half a copy for continuity would be one that stays
 
     def overfull(windows: Floats) -> NDArray[np.bool_]:
         mean, variance = touched(shares, windows)
@@ -304,11 +306,13 @@ class Loads(NamedTuple):
 
     `copies`: experts copied because they were missed, wrongly predicted ones not counted.
     `link_s`: seconds that the link would be busy at full bandwidth, wrong predictions included.
+    `cpu_s`: seconds that the CPU would compute experts with nobody beside.
     `wait_s`: what the iteration is longer by, experts computed on the CPU included.
     """
 
     copies: Floats
     link_s: Floats
+    cpu_s: Floats
     wait_s: Floats
 
     def link_share(self, unhindered_s: Floats) -> float:
@@ -317,13 +321,25 @@ class Loads(NamedTuple):
         `unhindered_s` is what iterations of so many tokens take at least if nothing is missed,
         all layers' compute included, (T + 1,).
         """
-        busy, whole = self.link_s[1:], (unhindered_s + self.wait_s)[1:]
+        return self._share(self.link_s, unhindered_s)
+
+    def cpu_share(self, unhindered_s: Floats) -> float:
+        """Return the largest share of its time that an iteration with tokens needs the CPU."""
+        return self._share(self.cpu_s, unhindered_s)
+
+    def _share(self, busy_s: Floats, unhindered_s: Floats) -> float:
+        busy, whole = busy_s[1:], (unhindered_s + self.wait_s)[1:]
         parts = np.divide(busy, whole, out=np.zeros_like(busy), where=busy > 0)
         return min(1.0, float(np.max(parts, initial=0.0)))
 
 
 def offload_table(
-    misses: Misses, loading: Loading, *, layer_s: Floats, stretch: float = 1.0
+    misses: Misses,
+    loading: Loading,
+    *,
+    layer_s: Floats,
+    stretch: float = 1.0,
+    cpu_stretch: float = 1.0,
 ) -> Loads:
     """Lay out what iterations of 0, 1, ... tokens wait for; `layer_s` is a layer's compute.
 
@@ -334,10 +350,11 @@ def offload_table(
         wait = max(c, predicted copies) - c + other copies
 
     on average. Copies are whole: 0.3 predicted ones are one in three layers of ten (`beyond`).
-    What the CPU computes is added; it waits its turn too.
+    What the CPU computes is added, `cpu_stretch` times as long as on a CPU of its own; it waits its
+    turn too.
     """
-    if not (isfinite(stretch) and stretch >= 1):
-        raise ScenarioError(f"stretch: {stretch!r} must be 1 or more; the link is no faster shared")
+    _require_stretch("stretch", stretch, "link")
+    _require_stretch("cpu_stretch", cpu_stretch, "CPU")
     if len(layer_s) != len(misses.cpu_s):
         raise ScenarioError(
             f"layer_s: {len(layer_s)} durations for {len(misses.cpu_s)} numbers of tokens; give "
@@ -351,7 +368,8 @@ def offload_table(
     return Loads(
         copies=misses.copied.sum(axis=0),
         link_s=loading.copy_s * (early + late).sum(axis=0),
-        wait_s=wait_s.sum(axis=0) + misses.cpu_s,
+        cpu_s=misses.cpu_s,
+        wait_s=wait_s.sum(axis=0) + cpu_stretch * misses.cpu_s,
     )
 
 
@@ -379,6 +397,11 @@ def _checked(popularity: ArrayLike) -> Floats:
     if not np.all((shares >= 0) & (shares <= 1)):
         raise ScenarioError("router.popularity: shares must be between 0 and 1")
     return shares
+
+
+def _require_stretch(name: str, factor: float, what: str) -> None:
+    if not (isfinite(factor) and factor >= 1):
+        raise ScenarioError(f"{name}: {factor!r} must be 1 or more; the {what} is no faster shared")
 
 
 def _require_copies(copies: int, shares: Floats) -> None:

@@ -17,15 +17,26 @@ Three things separate a profile from what a run will meet, and each is drawn onc
   anywhere in that range, which has the profile in its middle: a factor (1 + drift)^u with u uniform
   between -1/2 and 1/2.
 
-The router's popularity is taken as measured.
+Loads of experts and swaps are redrawn like cells, by the error of their own median alone. The
+router's popularity is taken as measured, and so is a link's speed that a scenario or a datasheet
+gives.
+
+Profiles of one origin err together: of two models on rooflines of one device, or in one file, the
+second is not another chance. So the last two are drawn from a stream that such profiles share
+(`streams`).
 """
 
+from collections.abc import Sequence
 from math import log
+from typing import TypeVar
+from zlib import crc32
 
 import numpy as np
 
-from moesim.cost.profile import Cell, Profile, Verdict
+from moesim.cost.profile import Cell, ExpertLoad, Profile, Swap, Transfers, Verdict
 from moesim.serving.iterations import Floats
+
+Timed = TypeVar("Timed", ExpertLoad, Swap)
 
 IQR_OF_NORMAL = 1.349
 """Interquartile range of a normal distribution, in standard deviations."""
@@ -40,11 +51,34 @@ LARGEST_ERROR = 1.0
 """Largest standard deviation of a logarithm that is drawn: off by e, a cell says nothing."""
 
 
-def resampled(profile: Profile, rng: np.random.Generator) -> Profile:
-    """Return the profile as another measurement of the same host might have found it."""
+def streams(profile: Profile, seed: int) -> tuple[np.random.Generator, np.random.Generator]:
+    """Return what a profile's own errors are drawn from, and what those of its origin are.
+
+    The same for every profile of one file, whatever models are called by it; the second is the
+    same for all that were made together: on one device, from one source, at one time.
+    """
+    made = profile.provenance
+    origin = f"{profile.source}, {made.device}, {made.host_hash}, {made.date}"
+    own = f"{origin}, {made.model_source}, {made.model_digest}"
+    return _stream(seed, own), _stream(seed, origin)
+
+
+def _stream(seed: int, name: str) -> np.random.Generator:
+    """Return a stream by its name, apart from those that tenants draw from."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(crc32(name.encode()),)))
+
+
+def resampled(
+    profile: Profile, rng: np.random.Generator, origin: np.random.Generator | None = None
+) -> Profile:
+    """Return the profile as another measurement of the same host might have found it.
+
+    `origin` is what is drawn from for all profiles of its origin, `rng` unless given.
+    """
     cells = [cell for operation in profile.operations.values() for cell in operation]
     factors = np.exp(median_errors(cells) * rng.standard_normal(len(cells)))
-    factors *= level(profile.verdict, rng)
+    common = level(profile.verdict, origin or rng)
+    factors *= common
     redrawn = iter(
         # The values are valid as they are: validating them again would take longer than the run.
         Cell.model_construct(
@@ -52,14 +86,37 @@ def resampled(profile: Profile, rng: np.random.Generator) -> Profile:
         )
         for cell, factor in zip(cells, factors.tolist(), strict=True)
     )
-    operations = {
-        name: [next(redrawn) for _ in operation] for name, operation in profile.operations.items()
+    changed: dict[str, object] = {
+        "operations": {
+            name: [next(redrawn) for _ in operation]
+            for name, operation in profile.operations.items()
+        }
     }
-    return profile.model_copy(update={"operations": operations})
+    if profile.transfers is not None:
+        changed["transfers"] = _redrawn(profile.transfers, rng)
+    return profile.model_copy(update=changed).at_level(common)
 
 
-def median_errors(cells: list[Cell]) -> Floats:
-    """Return the standard errors of the cells' medians, relative to them, (N,).
+def _redrawn(transfers: Transfers, rng: np.random.Generator) -> Transfers:
+    """Return loads and swaps, each scaled by a factor of its own."""
+    return transfers.model_copy(
+        update={
+            "expert_loads": _scattered(transfers.expert_loads, rng),
+            "swaps": _scattered(transfers.swaps, rng),
+        }
+    )
+
+
+def _scattered(timed: list[Timed], rng: np.random.Generator) -> list[Timed]:
+    factors = np.exp(median_errors(timed) * rng.standard_normal(len(timed))).tolist()
+    return [
+        one.model_copy(update={"median_s": one.median_s * factor})
+        for one, factor in zip(timed, factors, strict=True)
+    ]
+
+
+def median_errors(cells: Sequence[Cell | ExpertLoad | Swap]) -> Floats:
+    """Return the standard errors of the medians, relative to them, (N,).
 
     >>> median_errors([Cell(at=(1,), median_s=1e-3, spread=0.1349, repeats=100)]).round(5).tolist()
     [0.01253]

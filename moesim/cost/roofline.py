@@ -1,11 +1,15 @@
 """Rooflines: profiles without measurements, and measured ones on another slice of their device.
 
-A roofline profile is `moesim.cost.expected` laid out over the grid of a profile. How far off that
-is, on the 14,556 bf16 GEMM and MoE rows of AIConfigurator's tables, goes with it as its residuals.
+A roofline profile is `moesim.cost.expected` laid out over the grid of a profile, and a few
+microseconds for each pass over the tokens between these kernels. How far off the kernels are, on
+the 14,556 bf16 GEMM and MoE rows of AIConfigurator's tables, goes with it as its residuals.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from itertools import product
+from math import isclose
 
 from moesim.cost.collectives import collectives_s
 from moesim.cost.expected import Rates, expected_s, uniform_popularity
@@ -16,13 +20,21 @@ from moesim.facts.hardware import Device
 from moesim.facts.memory import RESERVED_SHARE
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, Precision
-from moesim.facts.slices import Slice
+from moesim.facts.slices import MIG, Slice, mig_slices, whole
+from moesim.facts.sm_share import sm_share
 
 RESIDUALS = (
     -0.08, -0.05, -0.02, -0.01, 0.01, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.20, 0.25, 0.33, 0.41,
     0.52, 0.68, 0.96, 1.19,
 )  # fmt: skip
 """Measured over expected duration, minus 1, at the 5th, 10th, ... 95th percentile of the rows."""
+
+PASS_S = 3e-6
+"""What a pass over an iteration's tokens takes at least (AIConfigurator's system files) [s]."""
+
+PASSES, EXPERT_PASSES = 4, 5
+"""Passes of a layer beside its products and attention: norm, rotation, norm and activation; with
+experts also the gate, the choice of experts, and tokens gathered, scattered and added up again."""
 
 BLOCK_SIZE = 16
 LONGEST_CONTEXT = 2**20
@@ -46,7 +58,10 @@ def roofline_profile(
         raise ProfileError(
             f"profile roofline: knows decoders, not {spec.model_type}; take a decoder"
         )
-    durations = expected_s(spec, Rates.of(device), precision=precision)
+    durations = {
+        **expected_s(spec, Rates.of(device), precision=precision),
+        "router": lambda _: passes_s(spec),
+    }
     grid = _grid(spec, max_batched_tokens, max_num_seqs)
     blocks = blocks_beside(spec, device.memory_bytes, BLOCK_SIZE, precision=precision)
     return Profile.model_validate(
@@ -86,18 +101,27 @@ def roofline_profile(
 def on_slice(
     profile: Profile, device: Device, part: Slice, *, precision: Precision | None = None
 ) -> Profile:
-    """Return a profile of a whole device as it would be on a part of it, or on a group.
+    """Return a profile of a device as it would be on a part of it, or on a group.
 
-    Each cell is scaled by the ratio of its rooflines, in the `precision` that the profile is of;
-    what has none (launches, routing, the host) stays as it was. A group adds its collectives, which
-    are never scaled. Raises ProfileError where the datasheet does not allow for that, ScenarioError
-    where the model cannot be cut over the group.
+    One that was measured on a part holds for that part: as it is, or scaled to what bandwidth busy
+    neighbours leave it, and for no other.
+
+    What a cell takes beyond its launches is scaled by the ratio of its rooflines, in the
+    `precision` that the profile is of; launches (`launch_s`) and what has no roofline (routing, the
+    host) stay as they were. A group adds its collectives. Raises ProfileError where the datasheet
+    does not allow for that, ScenarioError where the model cannot be cut over the group.
     """
+    own = measured_on(profile, device)
+    _check_same(own, part, profile)
+    if part.devices == 1 and part.bandwidth_share == own.bandwidth_share and not own.whole:
+        return profile
     if part.whole:
         return profile
+    if part.devices > 1 and (looked_up := profile.on_group(part)) is not None:
+        return looked_up
     spec, full = profile.spec, Rates.of(device)
     precision = precision or Precision.of_dtype(spec.dtype)
-    before = expected_s(spec, full, precision=precision)
+    before = expected_s(spec, full.on(own), precision=precision)
     after = expected_s(
         spec,
         full.on(part),
@@ -106,9 +130,7 @@ def on_slice(
         popularity=profile.router.popularity,
     )
     operations = {
-        name: [_scaled(cell, before[name], after[name]) for cell in cells]
-        if name in before
-        else cells
+        name: _scaled(cells, before[name], after[name]) if name in before else cells
         for name, cells in profile.operations.items()
     }
     if part.devices > 1:
@@ -116,8 +138,37 @@ def on_slice(
         seconds = collectives_s(spec, device, part.devices, value_bytes)
         points = [(count,) for count in _doubling(profile.max_batched_tokens)]
         operations["collectives"] = _cells(seconds, points)
-    source = "scaled" if profile.source == "measured" else profile.source
-    return profile.model_copy(update={"operations": operations, "source": source})
+    source = "scaled" if profile.source in {"measured", "kernels"} else profile.source
+    return profile.model_copy(update={"operations": operations, "source": source, "bases": {}})
+
+
+def passes_s(spec: ModelSpec) -> float:
+    """Return what a layer takes for its passes over few tokens, the mean over layers [s]."""
+    sparse = 1 - len(spec.dense_layers) / spec.num_hidden_layers if spec.num_local_experts else 0
+    return PASS_S * (PASSES + EXPERT_PASSES * sparse)
+
+
+def measured_on(profile: Profile, device: Device) -> Slice:
+    """Return the part of the device that was measured: a share, a MIG instance, or all of it."""
+    made = profile.provenance
+    if made.share is not None:
+        share = Fraction(made.share.split()[0])
+        return replace(sm_share(device, 100 * float(share)), name=made.share)
+    _, _, instance = made.device.partition(MIG)
+    if instance and device.mig is not None:
+        return mig_slices(device, [instance])[0]
+    return whole(device)
+
+
+def _check_same(own: Slice, part: Slice, profile: Profile) -> None:
+    """Raise ProfileError where a part was measured, and another is asked for."""
+    alike = isclose(own.compute_share, part.compute_share) and part.devices == 1
+    if own.whole or (alike and own.memory_bytes == part.memory_bytes):
+        return
+    raise ProfileError(
+        f"profile of {profile.provenance.model_source}: measured on {own.name}, here the model is "
+        f"on {part.name}; profile that, or the whole device"
+    )
 
 
 def blocks_beside(
@@ -139,10 +190,36 @@ def blocks_beside(
     return int(free // FORMATS[precision.kv].bytes_of(block_size * shard.kv_values_per_token))
 
 
-def _scaled(cell: Cell, before: Callable[..., float], after: Callable[..., float]) -> Cell:
-    was = before(*cell.at)
-    factor = after(*cell.at) / was if was else 1.0
-    return _cell(cell.at, cell.median_s * factor, cell.spread, cell.repeats)
+def launch_s(cells: Sequence[Cell], roofline: Callable[..., float]) -> float:
+    """Return what an operation takes that no rate explains: kernel launches, Python, latencies [s].
+
+    Durations are taken for a line over their rooflines, through the cells with the shortest and the
+    longest one: its slope is what the kernels miss of the roofline, its intercept the launches. A
+    line that begins below zero has none.
+
+    >>> cells = [Cell(at=(n,), median_s=5.0 + 2.0 * n, spread=0.0, repeats=1) for n in (1, 4)]
+    >>> launch_s(cells, lambda tokens: tokens)
+    5.0
+    """
+    points = sorted((roofline(*cell.at), cell.median_s) for cell in cells)
+    (shortest, least_s), (longest, most_s) = points[0], points[-1]
+    if longest <= shortest:
+        return 0.0
+    slope = (most_s - least_s) / (longest - shortest)
+    return min(max(0.0, least_s - slope * shortest), min(cell.median_s for cell in cells))
+
+
+def _scaled(
+    cells: Sequence[Cell], before: Callable[..., float], after: Callable[..., float]
+) -> list[Cell]:
+    fixed_s = launch_s(cells, before)
+    scaled = []
+    for cell in cells:
+        was = before(*cell.at)
+        factor = after(*cell.at) / was if was else 1.0
+        seconds = fixed_s + (cell.median_s - fixed_s) * factor
+        scaled.append(_cell(cell.at, seconds, cell.spread, cell.repeats))
+    return scaled
 
 
 def _nothing(*_: float) -> float:

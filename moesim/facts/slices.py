@@ -16,6 +16,9 @@ from moesim.facts.hardware import Device
 from moesim.facts.mig import check_layout, geometry_of
 from moesim.facts.models import ModelSpec
 
+MIG = " MIG "
+"""What stands between GPU and profile in the name that CUDA gives an instance."""
+
 NODE = 8
 """GPUs that NVLink joins in a node of A100, H100 or H200 (NVIDIA DGX and HGX)."""
 

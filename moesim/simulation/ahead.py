@@ -20,7 +20,7 @@ horizon, and says when that would be (`moesim.simulation.worker`). A step that w
 changed nothing, so whatever comes to light meanwhile is taken into account.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from collections.abc import Sequence as Row
 from heapq import heapify, heappop, heappush
 from math import inf, sqrt
@@ -96,7 +96,7 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
     chunked, promises = limits.policy.chunked, not limits.policy.preempts
     # start, iterations (0 idle, or minus the tokens of a mixed one), decodes, context
     rows: list[float] = []
-    log = rows.extend
+    log, most = rows.extend if course.ran is None else _telling(rows, course.ran), course.most
     prices = [(0, cost)]  # by row: what iterations cost from there on
     pauses: dict[int, tuple[float, list[int]]] = {}  # by row: since when, and who was decoding
     arrival = arrival_s[arrived]
@@ -136,6 +136,8 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
                 continue
             # Jump: nothing changes until a completion, or an arrival that could be admitted.
             jumped = finishing - iteration
+            if most is not None:
+                jumped = min(jumped, most(decodes))
             flat, slope = decoding[decodes]
             base = flat + slope * context
             half = slope * decodes / 2
@@ -312,6 +314,20 @@ def run_ahead(replica: Replica, stream: Stream, course: Course, *, horizon_s: fl
         sequence.last_token_s = since_s if sequence.request_id in passed_over else now
     course.runs.append(_taken_up(runs, rows, pauses, course))
     return not pressed
+
+
+def _telling(
+    rows: list[float], ran: Callable[[float, int, int], None]
+) -> Callable[[tuple[float, float, float, float]], None]:
+    """Return what logs a row and tells of its iterations."""
+
+    def log(row: tuple[float, float, float, float]) -> None:
+        rows.extend(row)
+        steps = int(row[1])
+        if steps:
+            ran(row[0], *((int(row[2]), steps) if steps > 0 else (-steps, 1)))
+
+    return log
 
 
 def _ahead_of(limit_s: float) -> float:

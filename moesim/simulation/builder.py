@@ -1,7 +1,7 @@
 """What stations are built with: replicas, what their iterations cost, what absent experts add."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, NamedTuple
@@ -59,23 +59,38 @@ class Load:
         """Return the same with another cost of the model's own."""
         return self if own is self.own else replace(self, own=own)
 
-    def cost(self, stretch: float = 1.0) -> Cost:
-        """Return the cost with copies that take `stretch` times as long as on an idle link."""
-        loads = self.loads(stretch)
+    def cost(self, stretch: float = 1.0, cpu_stretch: float = 1.0) -> Cost:
+        """Return the cost with copies that take `stretch` times as long as on an idle link.
+
+        What the CPU computes takes `cpu_stretch` times as long as on an idle one.
+        """
+        loads = self.loads(stretch, cpu_stretch)
         extra_s = loads.wait_s + up_to(self.floor_s, self.own)
         return LadenCost(
             self.own, extra_s, name="expert loads", copies=loads.copies, basis=self.basis
         )
 
-    def loads(self, stretch: float = 1.0) -> Loads:
+    def loads(self, stretch: float = 1.0, cpu_stretch: float = 1.0) -> Loads:
         """Return what iterations of 0, 1, ... tokens copy and wait for."""
         layer_s = np.array(self.own.tables.tokens) / self.layers
-        return offload_table(self.misses, self.loading, layer_s=layer_s, stretch=stretch)
+        return offload_table(
+            self.misses, self.loading, layer_s=layer_s, stretch=stretch, cpu_stretch=cpu_stretch
+        )
 
     @property
     def link_share(self) -> float:
         """The largest share of its time that an iteration needs the link for."""
-        return self.loads().link_share(least_s(self.own) + up_to(self.floor_s, self.own))
+        return self.loads().link_share(self._least_s)
+
+    @property
+    def cpu_share(self) -> float:
+        """The largest share of its time that an iteration needs the CPU for."""
+        return self.loads().cpu_share(self._least_s)
+
+    @property
+    def _least_s(self) -> Floats:
+        """What iterations of 0, 1, ... tokens take at least if nothing is missed [s]."""
+        return least_s(self.own) + up_to(self.floor_s, self.own)
 
 
 class Store(NamedTuple):
@@ -118,6 +133,22 @@ class Builder:
     def precision(self, model: str) -> Precision:
         """Return the formats that a model is served in."""
         return precision_of(self._scenario.models[model], self.profile(model).spec)
+
+    def common_precision(self, models: Sequence[str]) -> Precision:
+        """Return the formats that some models are served in; ScenarioError where they differ.
+
+        Their experts are counted, shared and dealt to the memory of a slice as copies of one size.
+        """
+        first, *others = models
+        common = self.precision(first)
+        for other in others:
+            if self.precision(other) != common:
+                raise ScenarioError(
+                    f"models.{other}.precision: another than that of {first}; models whose experts "
+                    "share the memory of a slice need one format: give both the same, or a slice "
+                    "each (mig, dedicated), or take turns with time_shared"
+                )
+        return common
 
     def weight_bytes(self, model: str) -> int:
         """Return what a whole model takes [B]."""

@@ -4,7 +4,7 @@ Columns of plain lists rather than an object a request: what is simulated by the
 second must not be allocated one by one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf, sqrt
 
@@ -121,8 +121,10 @@ class Course:
     What others have to do with it: `closed` says that all of the stream is known, `done` takes the
     indices of who finishes, `limit_s` ends a run of equal iterations at the first boundary from
     there on, `cost` stands in for the replica's own, `stops` has the scheduler asked for a step
-    only when the step before has been dealt with. `idle` tells that nothing runs and nothing waits;
-    `loads` are the reconfigurations that the model needed (start, duration).
+    only when the step before has been dealt with. `ran` is told the beginning, the tokens and the
+    number of equal iterations that were taken, `most` says how many of so many tokens a step may
+    have. `idle` tells that nothing runs and nothing waits; `loads` are the reconfigurations that
+    the model needed (start, duration).
     """
 
     now_s: float = 0.0
@@ -140,6 +142,8 @@ class Course:
     limit_s: float = inf
     cost: Cost | None = None
     stops: bool = False
+    ran: Callable[[float, int, int], None] | None = None
+    most: Callable[[int], int] | None = None
     idle: bool = False
     loads: list[tuple[float, float]] = field(default_factory=list)
 

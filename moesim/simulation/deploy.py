@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 
 from moesim.cost.iteration import Cost
+from moesim.cost.link import fair_level
 from moesim.deployment import (
     Consolidated,
     Dedicated,
@@ -19,15 +20,19 @@ from moesim.deployment import (
     TensorParallel,
     TimeShared,
 )
+from moesim.facts.hardware import Device
 from moesim.facts.slices import Slice, check_divides, group, mig_slices, whole
+from moesim.facts.sm_share import ASSUMED, drawn, sm_share
 from moesim.scenario import Scenario
 from moesim.simulation.builder import Builder
-from moesim.simulation.draft import Draft, Drafted, by_link, factors_of
+from moesim.simulation.crowd import Busy, Crowd
+from moesim.simulation.draft import Draft, Drafted
 from moesim.simulation.drafting import lone, offloaded, side_by_side, swapped_whole
 from moesim.simulation.gateway import Gateway
 from moesim.simulation.inputs import Inputs
 from moesim.simulation.pool import pooled, pooled_offloaded
-from moesim.simulation.station import Pricing, Station
+from moesim.simulation.rivals import beside, rivals_of
+from moesim.simulation.station import Station
 from moesim.simulation.turns import Rules
 
 
@@ -51,6 +56,15 @@ def drafted_of(scenario: Scenario, inputs: Inputs) -> list[Drafted]:
         _drafted(Builder(scenario, inputs, own), [model])
         for model, own in deployment.experts.items()
     ]
+
+
+def assumed(scenario: Scenario, device: Device | None) -> list[str]:
+    """Say what a deployment's durations take for granted beyond the profiles."""
+    deployment = scenario.deployment
+    if not isinstance(deployment, Mps) or device is None or device.sm_bytes_per_s:
+        return []
+    percents = deployment.sm_percent.values()
+    return [ASSUMED] if any(drawn(device, percent / 100) < 1 for percent in percents) else []
 
 
 def gateway_of(scenario: Scenario, seed: int) -> Gateway | None:
@@ -95,42 +109,41 @@ def _mig(builder: Builder, deployment: Mig, models: Sequence[str]) -> Drafted:
     drafts = []
     for index, part in enumerate(mig_slices(builder.device, deployment.layout)):
         here = [model for model in models if index in dealt[model]]
-        rules = _rules(builder, deployment.turns, deployment.quantum_s, [0.0] * len(here))
+        rules = _rules(builder, deployment, [0.0] * len(here))
         if here and deployment.experts is not None:
             drafts.append(offloaded(builder, here, part, deployment.experts, rules=rules))
         elif here:
             drafts.append(side_by_side(builder, here, part, rules=rules))
-    return Drafted(drafts=drafts, pricing=by_link)
+    return Drafted(drafts=drafts, crowding=beside)
 
 
 def _mps(builder: Builder, deployment: Mps, models: Sequence[str]) -> Drafted:
-    """Draft each model on SMs of its own; memory and bandwidth are everybody's."""
-    device = builder.device
-    parts = {
-        model: Slice(
-            name=f"{device.name}/{deployment.sm_percent[model]:g} % of the SMs",
-            compute_share=deployment.sm_percent[model] / 100,
-            bandwidth_share=1.0,
-            memory_bytes=device.memory_bytes,
-        )
-        for model in models
-    }
+    """Draft each model on SMs of its own; memory and bandwidth are everybody's.
+
+    The busy divide the bandwidth fairly: who can draw less than an even part leaves the rest.
+    """
+    parts = {model: sm_share(builder.device, deployment.sm_percent[model]) for model in models}
     if deployment.experts is None:
         drafts = pooled(builder, parts)
     else:
         drafts = pooled_offloaded(builder, parts, deployment.experts)
 
-    def beside_others(drafts: Sequence[Draft]) -> Pricing:
-        factor = factors_of(drafts)
+    def beside_others(drafts: Sequence[Draft]) -> Crowd:
+        rivals = rivals_of(drafts)
 
-        def pricing(member: int, busy: frozenset[int]) -> Sequence[Cost]:
-            part = replace(parts[models[member]], bandwidth_share=1 / len(busy))
-            own = builder.cost(models[member], part)
-            return drafts[member].costs(factor(member, busy) if factor else 1.0, [own])
+        def pricing(member: int, busy: Busy) -> Sequence[Cost]:
+            most = {place: parts[models[place]].bandwidth_share for place in busy.running}
+            share = min(most[member], fair_level(list(most.values())))
+            (store,) = drafts[member].stores
+            own = builder.cost(
+                models[member], replace(parts[models[member]], bandwidth_share=share), store
+            )
+            link, cpu = rivals.link_stretch(member, busy), rivals.cpu_stretch(member, busy)
+            return drafts[member].costs(link, cpu, [own])
 
-        return pricing
+        return Crowd(pricing=pricing, stretching=rivals.link_stretch)
 
-    return Drafted(drafts=drafts, pricing=beside_others if len(models) > 1 else None, pool=True)
+    return Drafted(drafts=drafts, crowding=beside_others if len(models) > 1 else None, pool=True)
 
 
 def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]) -> Drafted:
@@ -143,21 +156,20 @@ def _time_shared(builder: Builder, deployment: TimeShared, models: Sequence[str]
             draft, held = swapped_whole(builder, models, part, deployment.experts)
         loads_s = [
             builder.swap_s(model, count, deployment.load_gb_per_s, what="whole_model")
-            + deployment.load_overhead_s
             for model, count in zip(models, held, strict=True)
         ]
-        rules = _rules(builder, deployment.turns, deployment.quantum_s, loads_s)
+        rules = _rules(builder, deployment, loads_s, deployment.load_overhead_s)
         drafts.append(replace(draft, rules=rules))
-    return Drafted(drafts=drafts, pricing=by_link if deployment.layout else None)
+    return Drafted(drafts=drafts, crowding=beside if deployment.layout else None)
 
 
 def _offloaded(builder: Builder, deployment: Offloaded, models: Sequence[str]) -> Drafted:
-    rules = _rules(builder, deployment.turns, deployment.quantum_s, [0.0] * len(models))
+    rules = _rules(builder, deployment, [0.0] * len(models))
     drafts = [
         offloaded(builder, models, part, deployment.experts, rules=rules)
         for part in _parts(builder, deployment)
     ]
-    return Drafted(drafts=drafts, pricing=by_link if deployment.layout else None)
+    return Drafted(drafts=drafts, crowding=beside if deployment.layout else None)
 
 
 def _consolidated(builder: Builder, deployment: Consolidated, models: Sequence[str]) -> Drafted:
@@ -169,12 +181,11 @@ def _consolidated(builder: Builder, deployment: Consolidated, models: Sequence[s
             deployment.swap_gb_per_s,
             what="non_expert_set",
         )
-        + deployment.swap_overhead_s
         if one
         else 0.0
         for model in models
     ]
-    rules = _rules(builder, deployment.turns, deployment.quantum_s, swaps_s)
+    rules = _rules(builder, deployment, swaps_s, deployment.swap_overhead_s if one else 0.0)
     drafts = [
         offloaded(
             builder,
@@ -187,14 +198,24 @@ def _consolidated(builder: Builder, deployment: Consolidated, models: Sequence[s
         )
         for part in _parts(builder, deployment)
     ]
-    return Drafted(drafts=drafts, pricing=by_link if deployment.layout else None)
+    return Drafted(drafts=drafts, crowding=beside if deployment.layout else None)
 
 
-def _rules(builder: Builder, turns: str, quantum_s: float, reconfigure_s: Sequence[float]) -> Rules:
+def _rules(
+    builder: Builder,
+    deployment: Mig | TimeShared | Offloaded | Consolidated,
+    copy_s: Sequence[float],
+    overhead_s: float = 0.0,
+) -> Rules:
+    """Return how models share a slice; a change copies for `copy_s` and takes the overhead too.
+
+    Where there are no neighbours the copy has the link for itself, and is no step of its own.
+    """
     return Rules(
-        policy=turns,
-        quantum_s=quantum_s,
-        reconfigure_s=tuple(reconfigure_s),
+        policy=deployment.turns,
+        quantum_s=deployment.quantum_s,
+        reconfigure_s=tuple(copied_s + overhead_s for copied_s in copy_s),
+        copy_s=tuple(copy_s) if deployment.layout else (),
         urgent=builder.scheduler.order == "priority",
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from moesim.deployment import Offloading
 from moesim.facts.memory import reserved_share
 from moesim.facts.slices import Slice
-from moesim.simulation.builder import Builder
+from moesim.simulation.builder import Builder, Store
 from moesim.simulation.demands import block_bytes, longest_blocks
 from moesim.simulation.draft import Draft
 from moesim.simulation.residency import Mask, Residency, reside
@@ -30,6 +30,7 @@ def lone(builder: Builder, model: str, part: Slice | None) -> Draft:
         memory=memory,
         blocks=memory.kv_blocks if memory else (allocated,),
         seen=(None,),
+        stores=(None,),
     )
 
 
@@ -55,6 +56,7 @@ def side_by_side(
         memory=memory,
         blocks=memory.kv_blocks,
         seen=(None,) * len(models),
+        stores=(None,) * len(models),
         rules=rules,
     )
 
@@ -81,6 +83,8 @@ def offloaded(
         memory=memory,
         blocks=memory.kv_blocks,
         seen=usable(residency),
+        stores=(store_of(residency),) * len(models),
+        residencies=(residency,),
         offloading=offloading,
         rules=rules,
     )
@@ -108,6 +112,8 @@ def swapped_whole(
         memory=_of_the_largest(builder, models, part, found),
         blocks=blocks,
         seen=tuple(seen for each in found for seen in usable(each)),
+        stores=tuple(map(store_of, found)),
+        residencies=tuple(found),
         offloading=offloading,
     )
     return draft, [each.plan.weight_bytes for each in found]
@@ -129,7 +135,7 @@ def resided(
     return reside(
         [builder.profile(model) for model in models],
         part.memory_bytes,
-        precision=builder.precision(models[0]),
+        precision=builder.common_precision(models),
         offloading=offloading,
         kv_blocks=kv_blocks or builder.deployment.kv_blocks,
         max_batched_tokens=builder.scheduler.max_batched_tokens,
@@ -143,6 +149,11 @@ def resided(
 def usable(residency: Residency) -> tuple[Mask | None, ...]:
     """Return the copies that each model can use, None where all are there."""
     return tuple(None if residency.complete else seen for seen in residency.seen)
+
+
+def store_of(residency: Residency) -> Store:
+    """Return what experts run from that are laid out so."""
+    return Store(residency.demand.expert_copies, residency.complete)
 
 
 def _of_the_largest(

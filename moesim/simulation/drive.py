@@ -82,6 +82,10 @@ class Drive:
         course.busy_s += now_s - start_s
         course.iterations += iterations
         course.peak_running = max(course.peak_running, len(self.scheduler.running))
+        if course.ran is not None:
+            batch = step.batch
+            tokens = batch.tokens if batch else len(self.scheduler.running)
+            course.ran(start_s, tokens, iterations)
         if step.batch is None:
             finished = self._repeated(step, iterations, start_s)
         else:

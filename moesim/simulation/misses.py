@@ -11,6 +11,7 @@ import pandas as pd
 
 from moesim.cost.laden import LadenCost
 from moesim.serving.iterations import Floats, Iterations
+from moesim.simulation.shelf import copied_from
 from moesim.simulation.station import Station
 
 ROUNDING = 1e-6
@@ -21,23 +22,37 @@ def with_misses(
     records: pd.DataFrame, stations: Sequence[Station], logs: Mapping[str, Iterations]
 ) -> pd.DataFrame:
     """Return records whose `expert_misses` are filled in where experts wait in host memory."""
-    copies = {
-        replica.name: replica.cost.copies
-        for station in stations
-        for replica in station.replicas
-        if isinstance(replica.cost, LadenCost) and replica.cost.copies is not None
-    }
+    copies = copies_of(stations, logs)
     if not copies:
         return records
     names = records["replica"].to_numpy(dtype=object)
     scheduled_s = records["scheduled_s"].to_numpy(dtype=float)
     finish_s = records["finish_s"].to_numpy(dtype=float)
     found = np.zeros(len(records), dtype=np.int64)
-    for name, table in copies.items():
+    for name, (start_s, each) in copies.items():
         rows = np.flatnonzero((names == name) & ~np.isnan(finish_s))
-        waited = _waited(logs[name], table, scheduled_s[rows], finish_s[rows])
+        waited = _waited(start_s, each, scheduled_s[rows], finish_s[rows])
         found[rows] = np.floor(waited + 0.5 + ROUNDING).astype(np.int64)
     return records.assign(expert_misses=found)
+
+
+def copies_of(
+    stations: Sequence[Station], logs: Mapping[str, Iterations]
+) -> dict[str, tuple[Floats, Floats]]:
+    """Return when runs of iterations began [s], and their copies, of replicas that lack experts.
+
+    Arrays of (R,) each.
+    """
+    found: dict[str, tuple[Floats, Floats]] = {}
+    for station in stations:
+        shelved = copied_from(station.shelves)
+        for place, replica in enumerate(station.replicas):
+            cost, log = replica.cost, logs[replica.name]
+            if place in shelved:
+                found[replica.name] = shelved[place]
+            elif isinstance(cost, LadenCost) and cost.copies is not None:
+                found[replica.name] = log.start_s, copied(log, cost.copies)
+    return found
 
 
 def copied(log: Iterations, copies: Floats) -> Floats:
@@ -45,8 +60,8 @@ def copied(log: Iterations, copies: Floats) -> Floats:
     return np.asarray(copies[log.tokens] * log.iterations)
 
 
-def _waited(log: Iterations, copies: Floats, since_s: Floats, until_s: Floats) -> Floats:
+def _waited(start_s: Floats, copies: Floats, since_s: Floats, until_s: Floats) -> Floats:
     """Return the copies of all runs that start from `since_s` on and before `until_s`."""
-    upto = np.concatenate([[0.0], np.cumsum(copied(log, copies))])
-    begin, end = (np.searchsorted(log.start_s, at_s) for at_s in (since_s, until_s))
+    upto = np.concatenate([[0.0], np.cumsum(copies)])
+    begin, end = (np.searchsorted(start_s, at_s) for at_s in (since_s, until_s))
     return np.asarray(upto[end] - upto[begin])

@@ -10,7 +10,7 @@ from moesim.facts.residents import Resident, Residents, plan_residents
 from moesim.facts.slices import Slice, whole
 from moesim.simulation.builder import Builder
 from moesim.simulation.draft import Draft
-from moesim.simulation.drafting import resided, usable
+from moesim.simulation.drafting import resided, store_of, usable
 from moesim.simulation.residency import Residency
 from moesim.simulation.slice_memory import SliceMemory, residents_memory
 from moesim.simulation.ways import ways_of_residents
@@ -30,6 +30,7 @@ def pooled(builder: Builder, parts: Mapping[str, Slice]) -> list[Draft]:
             memory=memory,
             blocks=(blocks,),
             seen=(None,),
+            stores=(None,),
         )
         for (model, part), blocks in zip(parts.items(), memory.kv_blocks, strict=True)
     ]
@@ -53,6 +54,8 @@ def pooled_offloaded(
             memory=memory,
             blocks=(count,),
             seen=usable(each),
+            stores=(store_of(each),),
+            residencies=(each,),
             offloading=offloading,
         )
         for (model, part), each, count in zip(parts.items(), found, memory.kv_blocks, strict=True)

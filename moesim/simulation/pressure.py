@@ -88,8 +88,10 @@ def _uncut(drive: Drive, step: Pass, arrived: int) -> int:
     until_s = drive.stream.arrival_s[arrived] if drive.takes_arrivals else inf
     if course.now_s < course.limit_s < until_s:
         until_s = course.limit_s
-    left_s = until_s - course.now_s
-    return iterations_until(left_s, step.base_s, step.growth_s, step.most)
+    most, left_s = step.most, until_s - course.now_s
+    if course.most is not None:
+        most = min(most, course.most(len(drive.scheduler.running)))
+    return iterations_until(left_s, step.base_s, step.growth_s, most)
 
 
 def _relieved(drive: Drive) -> bool:

@@ -12,9 +12,10 @@ of Hyndman and Fan 1996), so that a further run falls inside as often as said: 1
 from the least to the greatest. Fewer cannot hold nine in ten, their range holds (n - 1) / (n + 1),
 and `coverage` says so.
 
-Runs are numbered, and the draws of a run follow from seed, number and the names of tenants and
-models alone. Two deployments of one workload so meet the same requests and the same errors run by
-run (common random numbers), and differences between `runs` of one number are the deployments' own.
+Runs are numbered, and the draws of a run follow from seed, number, the names of tenants and the
+origins of profiles alone. Two deployments of one workload so meet the same requests and the same
+errors run by run (common random numbers), and differences between `runs` of one number are the
+deployments' own.
 
 Where the requests are known, as when a real run is predicted after the fact, they are the same in
 every run (`same_requests`): what is left is by how much the profile may be wrong.
@@ -28,13 +29,12 @@ from dataclasses import dataclass, replace
 from math import ceil, floor
 from statistics import median, median_low
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
 from moesim.cost.profile import Profile
-from moesim.cost.residuals import resampled
+from moesim.cost.residuals import resampled, streams
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario
 from moesim.serving.records import REFUSED
@@ -202,7 +202,8 @@ def _check(replications: int | None) -> None:
 def _redrawn(inputs: Inputs, seed: int) -> Inputs:
     """Return the inputs with every profile redrawn within its errors."""
     profiles = {
-        name: resampled(profile, _stream(seed, name)) for name, profile in inputs.profiles.items()
+        name: resampled(profile, *streams(profile, seed))
+        for name, profile in inputs.profiles.items()
     }
     return replace(inputs, profiles=profiles)
 
@@ -214,11 +215,6 @@ def _run(scenario: Scenario, inputs: Inputs, seed: int, *, stepwise: bool) -> Me
     except ScenarioError:
         # The first run has shown that the scenario is right: chance sent no request.
         return None
-
-
-def _stream(seed: int, model: str) -> np.random.Generator:
-    """Return the stream of a model's residuals, apart from those that tenants draw from."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(crc32(model.encode()),)))
 
 
 Reduce = Callable[[list[float]], float | list[float]]

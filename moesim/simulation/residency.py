@@ -6,14 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.cost.offload import (
-    POLICIES,
-    Loading,
-    Misses,
-    Pinned,
-    Resident,
-    expected_misses,
-)
+from moesim.cost.offload import Loading, Misses, Pinned, expected_misses
 from moesim.cost.profile import Profile
 from moesim.deployment import Offloading
 from moesim.errors import ScenarioError
@@ -28,11 +21,16 @@ Mask = NDArray[np.bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residency:
-    """What one slice holds of its models; `seen` are the copies that each can use, (L, E)."""
+    """What one slice holds of its models.
+
+    `seen` are the copies that each can use, (L, E); at the positions `shared`, (L, E), one copy is
+    for all.
+    """
 
     demand: MemoryDemand
     plan: MemoryPlan
     seen: tuple[Mask, ...]
+    shared: Mask
 
     @property
     def complete(self) -> bool:
@@ -79,7 +77,13 @@ def reside(
     )
     if fit:
         demand = fill_with_experts(demand)
-    return Residency(demand=demand, plan=plan_memory(demand), seen=_seen(demand, profiles))
+    shared = _shared(demand, np.shape(profiles[0].router.popularity))
+    return Residency(
+        demand=demand,
+        plan=plan_memory(demand),
+        seen=_seen(demand, profiles, shared.ravel()),
+        shared=shared,
+    )
 
 
 def misses_of(
@@ -87,13 +91,17 @@ def misses_of(
 ) -> Misses:
     """Return what iterations of a model miss, that can use the copies `seen` (L, E).
 
-    A cache of what was used last has as many copies as the model can use; which, is its own doing.
+    What a cache of the last used holds depends on what ran before (`moesim.simulation.shelf`): this
+    is what they miss if nothing is there.
     """
-    popularity = model.router.popularity
-    resident: Resident = Pinned(popularity, seen)
-    if offloading.cache.startswith("lru"):
-        resident = POLICIES[offloading.cache](popularity, int(seen.sum()))
+    kept = seen & (not last_used(offloading))
+    resident = Pinned(model.router.popularity, kept)
     return expected_misses(resident, loading, max_batched_tokens=most_tokens)
+
+
+def last_used(offloading: Offloading) -> bool:
+    """Whether the copies that were used last stay."""
+    return offloading.cache in {"lru", "lru-by-layer"}
 
 
 def loading_of(
@@ -132,18 +140,25 @@ def _same_shape(specs: Sequence[ModelSpec]) -> None:
             )
 
 
-def _seen(demand: MemoryDemand, profiles: Sequence[Profile]) -> tuple[Mask, ...]:
+def _shared(demand: MemoryDemand, shape: tuple[int, ...]) -> Mask:
+    """Return the positions with one copy for all, of shape (L, E).
+
+    Which are similar is not known here: they are taken to lie evenly over the model.
+    """
+    count, shared = demand.shared_positions, np.zeros(shape, dtype=bool)
+    places = np.floor(np.arange(count) * shared.size / max(1, count))
+    shared.flat[places.astype(int)] = True
+    return shared
+
+
+def _seen(demand: MemoryDemand, profiles: Sequence[Profile], shared: Mask) -> tuple[Mask, ...]:
     """Return the resident copies that each variant can use, (L, E) each.
 
-    Shared copies are resident first, then private ones, dealt to the variants in turn; of either
-    kind the most popular first. Which positions are similar is not known here: the shared ones are
-    taken to lie evenly over the model.
+    Those at `shared` positions (L E,) are resident first, then private ones, dealt to the variants
+    in turn; of either kind the most popular first.
     """
     popularity = [np.asarray(profile.router.popularity) for profile in profiles]
-    shape, positions = popularity[0].shape, popularity[0].size
-    shared = np.zeros(positions, dtype=bool)
-    count = demand.shared_positions
-    shared[np.floor(np.arange(count) * positions / max(1, count)).astype(int)] = True
+    shape, count = popularity[0].shape, demand.shared_positions
     left = demand.resident_copies
     common = _most_popular(np.sum(popularity, axis=0).ravel(), shared, min(left, count))
     left -= int(common.sum())

@@ -24,8 +24,9 @@ from moesim.serving.series import time_series
 from moesim.serving.steady import steady_state
 from moesim.simulation.course import Copy
 from moesim.simulation.dealing import Dealing
-from moesim.simulation.deploy import gateway_of, stations_of
+from moesim.simulation.deploy import assumed, gateway_of, stations_of
 from moesim.simulation.inputs import Inputs, load_inputs
+from moesim.simulation.kv_copies import unshared_link
 from moesim.simulation.misses import with_misses
 from moesim.simulation.quality import Quality
 from moesim.simulation.replica import Served, Usage
@@ -145,7 +146,11 @@ def simulate(
         loads=loads,
         usages=tuple(usages),
         basis=basis,
-        warnings=tuple(_warnings(inputs.profiles, basis)),
+        warnings=(
+            *_warnings(inputs.profiles, basis),
+            *assumed(scenario, inputs.device),
+            *unshared_link(stations, copies, loads, records),
+        ),
         slos=scenario.slos,
         elapsed_s=time.perf_counter() - started,
         quality=inputs.quality,
@@ -275,6 +280,10 @@ def _warnings(profiles: Mapping[str, Profile], basis: Mapping[str, str]) -> list
     if drawn:
         names = ", ".join(drawn)
         found.append(f"nothing of {names} was measured: durations are datasheet rooflines")
+    for name, profile in profiles.items():
+        if profile.source == "kernels":
+            origin, *_ = profile.verdict.warnings
+            found.append(f"{name}: {origin}; the software around them takes time that they lack")
     if outside:
         found.append(f"beyond what was measured, extrapolated: {', '.join(outside)}")
     for name in unstable:

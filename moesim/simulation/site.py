@@ -7,10 +7,12 @@ import pandas as pd
 import simpy
 
 from moesim.requests import Request
+from moesim.simulation.crowd import Activity
 from moesim.simulation.intake import Intake
 from moesim.simulation.neighbours import Neighbours
 from moesim.simulation.replica import Served
 from moesim.simulation.station import Station, engaged, served_by
+from moesim.simulation.turns import Turns
 from moesim.simulation.worker import Worker
 
 ROUNDING = 1e-14
@@ -49,6 +51,8 @@ class Site:
         self._due_s = inf
         if neighbours:
             neighbours.join(station.member, self._disturbed)
+            if self._core.activity is not Activity.IDLE:  # who is asked at time 0
+                env.timeout(0).callbacks.append(lambda _: self._note())
         self._wake_at(self._core.end_s)
 
     @property
@@ -113,17 +117,26 @@ class Site:
 
     def _note(self) -> None:
         if self._neighbours:
-            self._neighbours.note(self._member, busy=not self._core.idle)
+            self._neighbours.note(self._member, self._core.activity)
 
     def _disturbed(self) -> None:
-        """Neighbours have become more or fewer: iterations cost something else from the next on."""
+        """Neighbours do something else: a copy has another part of the link from now on.
+
+        Iterations cost something else from the next on.
+        """
         core = self._core
-        if core.idle or self._begins_now() or not core.planned:
+        if isinstance(core, Turns) and core.activity is Activity.COPYING:
+            self._restretch(core)
+        elif core.idle or self._begins_now() or not core.planned:
             self._reprice()
         else:
             core.stop_by(self._env.now)
             self._late_price = True
         self._wake_at(core.end_s)
+
+    def _restretch(self, core: Turns) -> None:
+        if self._neighbours:
+            core.stretch(self._env.now, self._neighbours.stretch(self._member))
 
     def _begins_now(self) -> bool:
         """Whether the next step begins at this very moment; simpy's clock adds, and so rounds."""

@@ -15,12 +15,13 @@ import pandas as pd
 import simpy
 
 from moesim.requests import Request
+from moesim.simulation.crowd import Crowd
 from moesim.simulation.dispatch import DISPATCHERS, Dispatcher
 from moesim.simulation.gateway import Gateway
 from moesim.simulation.neighbours import Neighbours
 from moesim.simulation.replica import Served
 from moesim.simulation.site import Site
-from moesim.simulation.station import Crowd, Station
+from moesim.simulation.station import Station
 from moesim.simulation.stepwise import Stepper
 from moesim.simulation.users import AFTER_REFUSAL_S, User
 

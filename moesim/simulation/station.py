@@ -1,55 +1,45 @@
 """A station: one slice and the models on it, one for good or several in turns."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 
 import pandas as pd
 
-from moesim.cost.iteration import Cost
 from moesim.simulation.course import Course
+from moesim.simulation.crowd import Crowd
 from moesim.simulation.intake import Intake
 from moesim.simulation.replica import Replica, Served
+from moesim.simulation.shelf import Shelf, Shelves
 from moesim.simulation.turns import Rules, Turns
 from moesim.simulation.worker import Worker, course_of
-
-Pricing = Callable[[int, frozenset[int]], Sequence[Cost]]
-"""From a member and the busy ones, itself among them, to what its models' iterations cost."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Crowd:
-    """Stations of one device that slow each other down while they are busy."""
-
-    pricing: Pricing
-    _known: dict[tuple[int, frozenset[int]], Sequence[Cost]] = field(default_factory=dict)
-
-    def costs(self, member: int, busy: frozenset[int]) -> Sequence[Cost]:
-        """Return what a member's iterations cost while others are busy, model by model."""
-        key = member, busy | {member}
-        if key not in self._known:
-            self._known[key] = self.pricing(*key)
-        return self._known[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Station:
-    """A slice with a replica a model; `rules` where there are several, `crowd` where neighbours."""
+    """A slice with a replica a model; `rules` where there are several, `crowd` where neighbours.
+
+    `shelves` are caches of what was used last: there are `rules` then, even for one model. `beside`
+    counts the other stations of its device, which have the same link to the host.
+    """
 
     replicas: tuple[Replica, ...]
     models: tuple[str, ...]
     rules: Rules | None = None
     crowd: Crowd | None = None
     member: int = 0
+    beside: int = 0
+    shelves: tuple[Shelf, ...] = ()
 
 
 def engaged(station: Station, intakes: Sequence[Intake]) -> Worker | Turns:
     """Return a station at work on what its replicas take in."""
+    shelves = Shelves(station.shelves) if station.shelves else None
     workers = [
-        Worker(replica, intake.stream)
-        for replica, intake in zip(station.replicas, intakes, strict=True)
+        Worker(replica, intake.stream, shelves.course(place) if shelves else Course())
+        for place, (replica, intake) in enumerate(zip(station.replicas, intakes, strict=True))
     ]
-    return Turns(workers, station.rules) if station.rules else workers[0]
+    return Turns(workers, station.rules, shelves) if station.rules else workers[0]
 
 
 def serve(replica: Replica, requests: pd.DataFrame) -> Served:

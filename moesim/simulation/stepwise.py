@@ -17,9 +17,12 @@ from moesim.serving.records import Ledger, Record
 from moesim.serving.sequences import Sequence as Running
 from moesim.serving.turns import Moment, Standing, next_turn
 from moesim.simulation.course import Copy
+from moesim.simulation.crowd import Activity
 from moesim.simulation.neighbours import Neighbours
 from moesim.simulation.replica import Replica, Served, Usage
+from moesim.simulation.shelf import Shelves
 from moesim.simulation.station import Station
+from moesim.simulation.transfer import Transfer
 
 Waiting = Generator[simpy.Event, None, None]
 
@@ -46,12 +49,13 @@ class Stepper:
         self._arriving = deque(
             merge(*map(requests_from, known or []), key=lambda request: request.reaches_s)
         )
+        self._shelves = Shelves(station.shelves)
         self._inbox: list[tuple[_Counter, Running]] = []
         self._done: dict[int, simpy.Event] = {}
         self._loaded, self._since_s, self._finished = 0, 0.0, False
-        self._woken = env.event()
+        self._woken, self._changed = env.event(), env.event()
         if neighbours:
-            neighbours.join(station.member, _ignore)
+            neighbours.join(station.member, self._disturbed)
         env.process(self._serve())
 
     @property
@@ -76,7 +80,7 @@ class Stepper:
             self._take_in()
             chosen = self._turn()
             if chosen is None:
-                self._note(busy=False)
+                self._note(Activity.IDLE)
                 if self._arriving:
                     reaches_s = self._arriving[0].reaches_s
                     yield self._env.timeout(max(0.0, reaches_s - self._env.now))
@@ -84,10 +88,10 @@ class Stepper:
                     self._woken = self._env.event()
                     yield self._woken
                 continue
-            self._note(busy=True)
             if chosen != self._loaded:
                 yield from self._load(chosen)
             elif self._neighbours:
+                self._note(Activity.RUNNING)
                 yield self._env.timeout(0)  # a neighbour who moves at this very moment counts
                 self._take_in()
             yield from self._iterate(self._counters[chosen])
@@ -110,12 +114,35 @@ class Stepper:
         """Reconfigure the slice for another model."""
         rules, start_s = self._station.rules, self._env.now
         self._counters[self._loaded].pause()
-        duration_s = rules.reconfigure_s[chosen] if rules else 0.0
-        yield self._env.timeout(duration_s)
-        self._counters[chosen].loads.append((start_s, duration_s))
+        apart_s, copy_s = rules.load(chosen) if rules else (0.0, 0.0)
+        if apart_s or not copy_s:
+            self._note(Activity.IDLE if copy_s else Activity.RUNNING)
+            yield self._env.timeout(apart_s)
+        if copy_s:
+            self._note(Activity.COPYING)
+            yield from self._copy(copy_s)
+            self._note(Activity.RUNNING)
+        self._counters[chosen].loads.append((start_s, self._env.now - start_s))
         self._loaded, self._since_s = chosen, self._env.now
         yield self._env.timeout(0)  # who arrives at this very moment is in time
         self._take_in()
+
+    def _copy(self, copy_s: float) -> Waiting:
+        """Copy what takes so long on a link of its own, beside others who come and go."""
+        env, copy = self._env, Transfer(since_s=self._env.now, left_s=copy_s)
+        while True:
+            if self._neighbours:
+                copy.restretch(env.now, self._neighbours.stretch(self._station.member))
+            self._changed = env.event()
+            copied = env.timeout(max(0.0, copy.end_s - env.now))
+            yield copied | self._changed
+            if copied.processed:
+                return
+
+    def _disturbed(self) -> None:
+        """Look again: neighbours do something else. What an iteration costs is asked anyway."""
+        if not self._changed.triggered:
+            self._changed.succeed()
 
     def _take_in(self) -> None:
         while self._arriving and self._arriving[0].reaches_s <= self._env.now:
@@ -133,20 +160,22 @@ class Stepper:
             self._inbox.append((counter, sequence))
 
     def _iterate(self, counter: "_Counter") -> Waiting:
-        cost = None
+        cost, place = None, self._counters.index(counter)
         if self._neighbours:
-            place = self._counters.index(counter)
             cost = self._neighbours.costs(self._station.member)[place]
+        cost = self._shelves.cost(place, cost or self._station.replicas[place].cost)
+        start_s, before = self._env.now, counter.batched_tokens
         done = yield from counter.iterate(self._env, cost)
+        self._shelves.ran(place, start_s, counter.batched_tokens - before, 1)
         self._finished = bool(done)
         for request_id in done:
             self._tell(request_id)
         if self._done:
             yield self._env.timeout(0)  # who arrives at this very moment is in time
 
-    def _note(self, *, busy: bool) -> None:
+    def _note(self, activity: Activity) -> None:
         if self._neighbours:
-            self._neighbours.note(self._station.member, busy=busy)
+            self._neighbours.note(self._station.member, activity)
 
     def _tell(self, request_id: int) -> None:
         done = self._done.pop(request_id, None)
@@ -170,6 +199,11 @@ class _Counter:
             kv_blocks=cache.num_blocks,
             kv_tokens=cache.num_blocks * cache.block_size,
         )
+
+    @property
+    def batched_tokens(self) -> int:
+        """Tokens of all iterations so far."""
+        return self._usage.batched_tokens
 
     def open(self, request: Request) -> Running | None:
         """Open a request's record; return its sequence, None if it is refused."""
@@ -231,10 +265,6 @@ class _Counter:
         usage.busy_s += duration_s
         usage.batched_tokens += tokens
         usage.peak_running = max(usage.peak_running, len(self.scheduler.running))
-
-
-def _ignore() -> None:
-    """Do nothing: who wakes for every iteration sees for himself what it costs."""
 
 
 def step_through(station: Station, requests: Sequence[pd.DataFrame]) -> list[Served]:

@@ -13,16 +13,24 @@ from math import inf
 from moesim.cost.iteration import Cost
 from moesim.serving.turns import Moment, Standing, next_turn, stays_until_s
 from moesim.simulation.course import Stream
+from moesim.simulation.crowd import Activity
+from moesim.simulation.shelf import Shelves
+from moesim.simulation.transfer import Transfer
 from moesim.simulation.worker import Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How models share a slice: `policy` and quantum, and what loading each model takes [s]."""
+    """How models share a slice: `policy` and quantum, and what loading each model takes [s].
+
+    `copy_s` is how much of that a copy takes on a host link of its own, where others may use it at
+    the same time; it comes last.
+    """
 
     policy: str
     quantum_s: float
     reconfigure_s: tuple[float, ...]
+    copy_s: tuple[float, ...] = ()
     urgent: bool = False
     """Whether requests have priorities that go before turns."""
 
@@ -30,6 +38,21 @@ class Rules:
     def lasting(self) -> bool:
         """Whether a turn lasts at least until a request finishes."""
         return self.policy != "quantum" and not self.urgent
+
+    @property
+    def copies(self) -> bool:
+        """Whether a change of model copies anything over the host link."""
+        return any(self.copy_s)
+
+    def load(self, model: int) -> tuple[float, float]:
+        """Return what loading a model takes without the link, and then on it alone [s]."""
+        copy_s = self.copy_s[model] if self.copy_s else 0.0
+        return self.reconfigure_s[model] - copy_s, copy_s
+
+
+def alone() -> Rules:
+    """Return how a model has a slice that is its own."""
+    return Rules(policy="fcfs", quantum_s=inf, reconfigure_s=(0.0,))
 
 
 @dataclass(slots=True)
@@ -82,7 +105,9 @@ class Account:
 class Turns:
     """Workers that have a slice in turns; `end_s` is when the next step ends."""
 
-    def __init__(self, workers: Sequence[Worker], rules: Rules) -> None:
+    def __init__(
+        self, workers: Sequence[Worker], rules: Rules, shelves: Shelves | None = None
+    ) -> None:
         self.workers = tuple(workers)
         self.end_s = inf
         self.now_s = 0.0
@@ -90,8 +115,13 @@ class Turns:
         self._accounts = [Account(worker.stream, rules.urgent) for worker in workers]
         self._loaded, self._since_s = 0, 0.0
         self._loading: int | None = None
+        self._began_s = 0.0  # when the reconfiguration did
+        self._copy_s = 0.0  # what it will copy
+        self._copying: Transfer | None = None
         self._working = False
         self._stop_s = -inf
+        self._costs = [worker.replica.cost for worker in workers]
+        self._shelves = shelves
         for worker in workers:
             worker.course.stops = True
         self._decide(finished=False)
@@ -100,6 +130,15 @@ class Turns:
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not self._working and self._loading is None
+
+    @property
+    def activity(self) -> Activity:
+        """What neighbours notice of it."""
+        if self._copying:
+            return Activity.COPYING
+        if self._working or (self._loading is not None and not self._copy_s):
+            return Activity.RUNNING
+        return Activity.IDLE
 
     @property
     def planned(self) -> bool:
@@ -118,7 +157,10 @@ class Turns:
     def step(self) -> list[tuple[int, int]]:
         """Take the next step; return model and index of each request that it finished."""
         if self._loading is not None:
-            self._load()
+            if self._copy_s and not self._copying:
+                self._copy(self.end_s)
+            else:
+                self._load()
             return []
         if not self._working:
             self.now_s = self.end_s
@@ -128,7 +170,9 @@ class Turns:
         self.now_s = self.end_s
         done = [(self._loaded, request) for _, request in worker.step()]
         if not done and self._rules.lasting:
-            if not worker.planned:
+            if self._shelves:
+                self._price(worker)
+            if self._shelves or not worker.planned:
                 worker.plan()
             self.end_s = worker.end_s
             return done
@@ -144,10 +188,17 @@ class Turns:
 
     def reprice(self, costs: Sequence[Cost]) -> None:
         """Have iterations that have not begun cost something else, model by model."""
+        self._costs = list(costs)
         for worker, cost in zip(self.workers, costs, strict=True):
             worker.course.cost = cost
         if self._working:
             self._keep_on()
+
+    def stretch(self, now_s: float, factor: float) -> None:
+        """Have the copy that goes on take so many times as long as alone from now on."""
+        if self._copying:
+            self._copying.restretch(now_s, factor)
+            self.end_s = self._copying.end_s
 
     def close(self) -> None:
         """Sum up; nothing more arrives."""
@@ -167,20 +218,34 @@ class Turns:
         elif chosen == self._loaded:
             self._work()
         else:
-            self._loading = chosen
-            self.end_s = self.now_s + self._rules.reconfigure_s[chosen]
+            self._reconfigure(chosen)
 
     def _moment(self, *, finished: bool) -> Moment:
         return Moment(
             now_s=self.now_s, loaded=self._loaded, since_s=self._since_s, finished=finished
         )
 
+    def _reconfigure(self, chosen: int) -> None:
+        """Begin to load a model: what needs no link comes first."""
+        self._loading, self._began_s = chosen, self.now_s
+        apart_s, self._copy_s = self._rules.load(chosen)
+        if self._copy_s and not apart_s:
+            self._copy(self.now_s)
+        else:
+            self.end_s = self.now_s + apart_s
+
+    def _copy(self, now_s: float) -> None:
+        """Begin to copy what a reconfiguration copies."""
+        self.now_s = now_s
+        self._copying = Transfer(since_s=now_s, left_s=self._copy_s)
+        self.end_s = self._copying.end_s
+
     def _load(self) -> None:
         """Finish a reconfiguration; whoever it was for has at least one step."""
         assert self._loading is not None  # noqa: S101 what `step` asked
         loaded = self.workers[self._loading].course
-        loaded.loads.append((self.now_s, self.end_s - self.now_s))
-        self._loaded, self._loading = self._loading, None
+        loaded.loads.append((self._began_s, self.end_s - self._began_s))
+        self._loaded, self._loading, self._copying = self._loading, None, None
         self.now_s = self._since_s = self.end_s
         for account in self._accounts:
             account.arrive(self.now_s)
@@ -197,8 +262,15 @@ class Turns:
         worker = self.workers[self._loaded]
         stop_s = self._stop_s if self._stop_s > self.now_s else inf
         worker.course.limit_s = min(stop_s, self._stays_until_s())
+        if self._shelves:
+            self._price(worker)
         worker.plan()
         self.end_s = worker.end_s
+
+    def _price(self, worker: Worker) -> None:
+        """Have the next iteration cost what it does with the experts that are there."""
+        if self._shelves:
+            worker.course.cost = self._shelves.cost(self._loaded, self._costs[self._loaded])
 
     def _stays_until_s(self) -> float:
         """Return until when no step may go on past the end of an iteration."""
@@ -217,4 +289,6 @@ class Turns:
             arrival_s=arrival_s,
             quantum_s=rules.quantum_s,
         )
+        if stays_s <= self.now_s:
+            stays_s = inf  # the quantum is over, but nobody waits who is as urgent
         return min(stays_s, arrival_s) if rules.urgent else stays_s

@@ -13,6 +13,7 @@ from math import inf
 from moesim.cost.iteration import Cost
 from moesim.simulation.ahead import Steps, run_ahead
 from moesim.simulation.course import Course, Stream
+from moesim.simulation.crowd import Activity
 from moesim.simulation.pressure import press_on
 from moesim.simulation.replica import Replica
 
@@ -56,6 +57,11 @@ class Worker:
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return self.course.idle
+
+    @property
+    def activity(self) -> Activity:
+        """What neighbours notice of it."""
+        return Activity.IDLE if self.course.idle else Activity.RUNNING
 
     @property
     def planned(self) -> bool:

@@ -66,6 +66,31 @@ def test_a_fan_finds_the_lines_its_cells_lie_on() -> None:
     assert fan(10, 10) == pytest.approx(312)
 
 
+def test_many_short_contexts_may_take_less_than_one_long_one() -> None:
+    """One sequence of 64 takes 64, four of 16 take 16, and their slopes stay as they were measured.
+
+    Two of 32 take half of 64, no more than the four of 16 that share them: 2 x 1/2 = 4 x 1/4.
+    """
+    fan = Fan.through(_cells({(1, 0): 0, (1, 64): 64, (4, 0): 0, (4, 64): 16}))
+    assert [fan(1, 64), fan(2, 64), fan(4, 64), fan(8, 64)] == pytest.approx([64, 32, 16, 8])
+    intercepts, slopes = fan.table(8)
+    assert slopes == pytest.approx([fan.line(x)[1] for x in range(9)])
+    assert intercepts == pytest.approx(np.zeros(9))
+
+
+def test_one_sequence_does_not_make_many_slow() -> None:
+    """Alone a sequence reads at a fifth of the bandwidth, 64 together at all of it."""
+    each_s = {1: 5e-10, 8: 2e-10, 64: 1e-10}
+    known = {
+        (count, count * context): 5e-6 + slope * count * context
+        for count, slope in each_s.items()
+        for context in (128, 1024, 32768)
+    }
+    fan = Fan.through(_cells(known))
+    for at, seconds in known.items():
+        assert fan(*at) == pytest.approx(seconds, rel=1e-6)
+
+
 def test_a_row_that_falls_is_flattened() -> None:
     """A duration cannot fall with context; 6 at 0 and 3 at 9 become their weighted mean, 4.
 
@@ -167,10 +192,14 @@ def test_no_noise_makes_more_take_less(
 def test_no_noise_turns_a_surface_around(
     kind: type[Fan | Sheet], noise: list[float], asked: list[float], share: float
 ) -> None:
-    """It rises with either coordinate where it was measured, and is never negative."""
+    """It rises with either coordinate where it was measured, and is never negative.
+
+    A fan rises with the first at an equal share of the second.
+    """
     at = [(x, y) for x in (1.0, 4.0, 16.0, 64.0) for y in (1.0, 10.0, 50.0)]
     surface = kind.through(_cells(dict(zip(at, noise, strict=True))))
-    across = [surface(x, 50 * share) for x in sorted(asked)]
+    shared = kind is Fan
+    across = [surface(x, 50 * share * (max(1, x) if shared else 1)) for x in sorted(asked)]
     along = [surface(min(asked), y) for y in sorted(asked)]
     for found in (across, along):
         assert found[0] >= 0

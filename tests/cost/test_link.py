@@ -119,6 +119,15 @@ def _go_round(
     return spent, asked
 
 
+@given(st.integers(1, 4), SHARES)
+def test_who_never_leaves_fills_the_link(copying: int, shares: list[float]) -> None:
+    """With one on it all the time the link is never idle: a change of model beside expert loads."""
+    shares = [1.0] * copying + shares
+    used = [s / (1 - s + f * s) for s, f in zip(shares, stretch(shares), strict=True)]
+    assert sum(used) == pytest.approx(1)
+    assert used[:copying] == pytest.approx([used[0]] * copying)
+
+
 @given(SHARES, st.data())
 def test_sharing_makes_no_bandwidth(shares: list[float], data: st.DataObject) -> None:
     """Whatever each iteration asks for, up to the share given: all together at most the link."""

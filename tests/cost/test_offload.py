@@ -316,8 +316,25 @@ def test_a_busier_link_is_never_faster(
 
 def test_the_share_of_the_link() -> None:
     """Copies for 30 s in an iteration of 70 s, 40 of them without: 0.43, whatever no token does."""
-    loads = Loads(*(np.array([9.0, 6.0, 30.0]),) * 3)
-    assert loads.link_share(np.array([0.0, 94.0, 40.0])) == pytest.approx(3 / 7)
+    wait_s = np.array([9.0, 6.0, 30.0])
+    loads = Loads(copies=wait_s, link_s=wait_s, cpu_s=wait_s / 2, wait_s=wait_s)
+    unhindered_s = np.array([0.0, 94.0, 40.0])
+    assert loads.link_share(unhindered_s) == pytest.approx(3 / 7)
+    assert loads.cpu_share(unhindered_s) == pytest.approx(1.5 / 7)
+
+
+def test_a_shared_cpu_stretches_what_it_computes_alone() -> None:
+    """Half of 4 experts at 0.01 s on the CPU, the others' copies as before."""
+    misses = Misses(copied=np.full((1, 3), 2.0), cpu_s=np.array([0.0, 0.02, 0.04]))
+    loading = Loading(expert_bytes=1, bytes_per_s=1)
+    alone, beside = (
+        offload_table(misses, loading, layer_s=np.zeros(3), cpu_stretch=factor)
+        for factor in (1.0, 2.5)
+    )
+    assert beside.wait_s - alone.wait_s == pytest.approx(1.5 * misses.cpu_s)
+    assert np.array_equal(beside.cpu_s, misses.cpu_s)
+    with pytest.raises(ScenarioError, match=r"cpu_stretch: 0\.5 must be 1 or more; the CPU"):
+        offload_table(misses, loading, layer_s=np.zeros(3), cpu_stretch=0.5)
 
 
 def test_the_cpu_takes_what_few_tokens_want() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moesim.cost.profile import Profile, load_profile
-from moesim.cost.residuals import level, median_errors, resampled
+from moesim.cost.profile import ExpertLoad, Profile, Swap, Transfers, load_profile
+from moesim.cost.residuals import level, median_errors, resampled, streams
 from moesim.errors import ProfileError
 
 Content = Callable[[], dict[str, Any]]
@@ -135,3 +135,47 @@ def test_impossible_errors_are_refused(
     (tmp_path / "p.json").write_text(json.dumps(content))
     with pytest.raises(ProfileError, match=rf"p\.json: verdict\.{field}"):
         load_profile(tmp_path / "p.json")
+
+
+def test_profiles_of_one_origin_err_together(profile: Callable[..., Profile]) -> None:
+    """Cells of one file are the same cells; other models on the device share its level alone."""
+    noisy = profile(spread=0.1, iteration_error_p50=0.2, drift=0.1)
+
+    def drawn(of: Profile, seed: int = 3) -> np.ndarray[Any, np.dtype[np.float64]]:
+        known = medians(of) > 0
+        return medians(resampled(of, *streams(of, seed)))[known] / medians(of)[known]
+
+    def made(**changes: str) -> Profile:
+        provenance = noisy.provenance.model_copy(update=changes)
+        return noisy.model_copy(update={"provenance": provenance})
+
+    assert drawn(noisy).tolist() == drawn(noisy).tolist()
+    assert drawn(noisy).tolist() != drawn(noisy, 4).tolist()
+    beside, elsewhere = made(model_source="another"), made(device="another")
+    quiet = {"spread": 0.0, "iteration_error_p50": 0.2, "drift": 0.1}
+    levels = {
+        name: drawn(profile(**quiet).model_copy(update={"provenance": of.provenance}))[0]
+        for name, of in (("own", noisy), ("beside", beside), ("elsewhere", elsewhere))
+    }
+    assert levels["own"] == levels["beside"] != levels["elsewhere"]
+    assert drawn(noisy).tolist() != drawn(beside).tolist()
+
+
+def test_loads_and_swaps_scatter_by_their_own_error(profile: Callable[..., Profile]) -> None:
+    """A swap that took from 1 to 2 s in nine tries is not known to a millisecond."""
+    swap = Swap(
+        what="non_expert_set", way="packed", memory="pinned", set_bytes=1, tensors=1,
+        median_s=1.5, spread=0.2698, repeats=100,
+    )  # fmt: skip
+    load = ExpertLoad(
+        memory="pinned", how="alone", expert_bytes=1, in_flight=1,
+        median_s=0.01, spread=0.0, repeats=9,
+    )  # fmt: skip
+    known = profile(iteration_error_p50=0.3, drift=0.2).model_copy(
+        update={"transfers": Transfers(swaps=[swap], expert_loads=[load])}
+    )
+    rng = np.random.default_rng(0)
+    redrawn = [resampled(known, rng).transfers for _ in range(2000)]
+    assert all(found and found.expert_loads == [load] for found in redrawn)
+    swaps_s = np.array([found.swaps[0].median_s for found in redrawn if found])
+    assert np.log(swaps_s / 1.5).std() == pytest.approx(0.025066, rel=0.1)

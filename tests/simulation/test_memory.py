@@ -197,6 +197,29 @@ def test_consolidated() -> None:
     assert memory.plan.host_non_expert_bytes == SET
 
 
+@pytest.mark.parametrize(
+    "deployment",
+    [
+        {"kind": "offloaded", "experts": FIT},
+        {"kind": "consolidated", "ratio": 1.0, "swap_gb_per_s": 25, "experts": FIT},
+        {
+            "kind": "mig",
+            "layout": ["7g.80gb"],
+            "instances": {"base": [0], "tuned": [0]},
+            "experts": FIT,
+        },
+    ],
+    ids=["offloaded", "consolidated", "mig"],
+)
+@pytest.mark.parametrize("narrow", ["base", "tuned"])
+def test_copies_of_one_memory_have_one_format(deployment: dict[str, Any], narrow: str) -> None:
+    """An expert in int4 does not serve a variant in bf16, nor take the place of its copy."""
+    content = scenario(deployment).model_dump(mode="json")
+    content["models"][narrow]["precision"] = "int4"
+    with pytest.raises(ScenarioError, match=r"models\.tuned\.precision: another than that of base"):
+        memory_of(scenario_from(content))
+
+
 def test_expert_router() -> None:
     """Each expert model as its own deployment says."""
     experts = {

@@ -331,3 +331,31 @@ def test_progress_is_told_before_every_further_run(
     told: list[tuple[int, int]] = []
     replicate(scenario, noisy, replications=4, progress=lambda *now: told.append(now))
     assert told == [(1, 4), (2, 4), (3, 4)]
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_more_models_are_no_more_known(count: int) -> None:
+    """Rooflines of one device are wrong together: their mean errs as any of them does."""
+
+    def ratio(models: int) -> list[float]:
+        names = [f"m{number}" for number in range(models)]
+        tenant = {
+            "arrivals": {"kind": "constant", "rate_per_s": 1.0},
+            "prompt_tokens": {"kind": "fixed", "tokens": 64},
+            "output_tokens": {"kind": "fixed", "tokens": 16},
+        }
+        scenario = scenario_from(
+            {
+                "name": "alike",
+                "duration_s": 5,
+                "models": {n: {"architecture": "llama-3-8b", "profile": "roofline"} for n in names},
+                "tenants": {f"to {n}": {"model": n, **tenant} for n in names},
+                "hardware": {"device": "h200-sxm-141gb", "count": models},
+                "deployment": {"kind": "dedicated"},
+            }
+        )
+        metrics = replicate(scenario).metrics()
+        low, high = metrics["intervals"]["overall"]["tpot_s"]["mean"]
+        return [low, high]
+
+    assert ratio(count) == pytest.approx(ratio(1), rel=1e-6)

@@ -206,6 +206,7 @@ def placed(kind: str, *, layouts: bool) -> dict[str, st.SearchStrategy[Any]]:
         "quantum_s": st.sampled_from([0.03, 0.3]),
     }
     maybe = {"experts": st.none() | offloading}
+    overhead_s = st.sampled_from([0.0, 0.02])
     where: dict[str, st.SearchStrategy[Any]] = {"replicas": st.integers(1, 2)}
     if layouts:
         where = {"layout": st.just(INSTANCES)}
@@ -215,7 +216,7 @@ def placed(kind: str, *, layouts: bool) -> dict[str, st.SearchStrategy[Any]]:
         "expert_parallel": {"expert_parallel": st.sampled_from([2, 4])},
         "mig": {"layout": st.sampled_from([INSTANCES, ["3g.40gb", "3g.40gb"]]), **maybe},
         "mps": {"sm_percent": st.just({"a": 60, "b": 40}), **maybe},
-        "time_shared": {**turns, **where, **maybe},
+        "time_shared": {**turns, **where, **maybe, "load_overhead_s": overhead_s},
         "offloaded": {**turns, **where, "experts": offloading},
         "consolidated": {
             **turns,
@@ -223,6 +224,7 @@ def placed(kind: str, *, layouts: bool) -> dict[str, st.SearchStrategy[Any]]:
             "experts": offloading,
             "ratio": st.sampled_from([0.0, 0.5, 1.0]),
             "non_expert_sets": st.sampled_from(["one", "all"]),
+            "swap_overhead_s": overhead_s,
         },
     }[kind]
 
@@ -470,7 +472,7 @@ def test_a_faster_device_can_answer_later(made: Maker) -> None:
     kind=st.sampled_from(["dedicated", "offloaded", "consolidated"]),
     gib=st.sampled_from([0.0015, 0.002, 0.003]),
     more=st.floats(1.0, 2.0),
-    cache=st.sampled_from(["pinned", "lru", "lru-by-layer"]),
+    cache=st.sampled_from(["pinned", "lfu"]),
     ratio=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_more_memory_only_adds_residency(
