@@ -144,7 +144,9 @@ def prepare(folder: Path, budget_s: float, *, own_time: bool) -> None:
     if not (folder / "cpu.yaml").exists():
         device = measured_device(host, "cpu")
         much = UNDIVIDED * (device.memory_bandwidth_bytes_per_s or 0.0)
-        undivided = device.model_copy(update={"memory_bandwidth_bytes_per_s": much})
+        undivided = device.model_copy(
+            update={"memory_bandwidth_bytes_per_s": much, "sm_bytes_per_s": None}
+        )
         write_text(folder / "cpu.yaml", device_yaml(device))
         write_text(folder / "undivided.yaml", device_yaml(undivided))
     halves = divide_cores([HALF] * len(NAMES))
