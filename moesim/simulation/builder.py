@@ -11,6 +11,7 @@ import numpy as np
 from moesim.cost.iteration import Cost, CostModel
 from moesim.cost.laden import GIVEN, LadenCost
 from moesim.cost.offload import Loading, Loads, Misses, offload_table
+from moesim.cost.parallel import Shard
 from moesim.cost.profile import Profile
 from moesim.cost.roofline import on_slice
 from moesim.cost.stored import through_store
@@ -209,8 +210,10 @@ class Builder:
             basis=basis,
         )
 
-    def replica(self, model: str, cost: Cost, num_blocks: int) -> Replica:
-        """Return the next replica of a model."""
+    def replica(
+        self, model: str, cost: Cost, num_blocks: int, part: Slice | None = None
+    ) -> Replica:
+        """Return the next replica of a model; each device of a group copies its own heads' KV."""
         scheduler, profile = self.scheduler, self.profile(model)
         block_size = profile.kv.block_size
         tenants = {
@@ -219,7 +222,8 @@ class Builder:
             if tenant.model == model or tenant.model not in self._scenario.models
         }
         kv = FORMATS[self.precision(model).kv]
-        block_bytes = kv.bytes_of(block_size * profile.spec.kv_values_per_token)
+        values = Shard.of(profile.spec, part).kv_values_per_token
+        block_bytes = kv.bytes_of(block_size * values)
         index = self._counted[model]
         self._counted[model] += 1
         kind = PrefixCache if scheduler.prefix_caching else KvCache

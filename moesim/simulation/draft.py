@@ -127,7 +127,7 @@ class Draft:
         if self.memory is not None:
             self.memory.require_fit()
         replicas = tuple(
-            self.builder.replica(model, cost, blocks)
+            self.builder.replica(model, cost, blocks, self.part)
             for model, cost, blocks in zip(self.models, self.costs(), self.blocks, strict=True)
         )
         shelves = self._shelves()

@@ -15,6 +15,8 @@ from moesim.facts.catalog import load_device, load_model
 from moesim.facts.slices import Slice, mig_slices, whole
 from moesim.scenario import scenario_from
 from moesim.serving.sequences import Batch, Chunk, Sequence
+from moesim.simulation.deploy import drafted_of
+from moesim.simulation.inputs import load_inputs
 from moesim.simulation.run import simulate
 
 H200 = load_device("h200-sxm-141gb")
@@ -162,3 +164,31 @@ def test_a_cpu_cannot_be_divided() -> None:
         other["hardware"]["device"] = device
         with pytest.raises(MoesimError, match=message):
             simulate(scenario_from(other))
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_each_device_of_a_group_swaps_its_own_heads(ranks: int) -> None:
+    """Llama 3 8B has 8 heads of keys and values: a block of 16 tokens is 2 MiB over all of them."""
+    tenant = {
+        "model": "m",
+        "arrivals": {"kind": "poisson", "rate_per_s": 5},
+        "prompt_tokens": {"kind": "fixed", "tokens": 9},
+        "output_tokens": {"kind": "fixed", "tokens": 9},
+    }
+    scenario = scenario_from(
+        {
+            "name": "swap",
+            "duration_s": 1,
+            "models": {"m": {"architecture": "llama-3-8b", "profile": "roofline"}},
+            "tenants": {"t": tenant},
+            "hardware": {"device": "h100-sxm-80gb", "count": ranks},
+            "deployment": {
+                "kind": "tensor_parallel",
+                "tensor_parallel": ranks,
+                "scheduler": {"preemption": "swap", "swap_gb_per_s": 50},
+            },
+        }
+    )
+    (drafted,) = drafted_of(scenario, load_inputs(scenario))
+    (station,) = drafted.stations()
+    assert station.replicas[0].swap_block_s == pytest.approx(2**21 / ranks / 50e9)
