@@ -280,6 +280,7 @@ class Profile(_Part):
     """Self-assessment."""
     _parts: "Parts | None" = PrivateAttr(default=None)
     _level: float = PrivateAttr(default=1.0)
+    _on_groups: dict[Any, "Profile"] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> "Profile":
@@ -324,7 +325,7 @@ class Profile(_Part):
     def with_parts(self, parts: "Parts") -> "Profile":
         """Return the profile with what draws it on groups of devices from the same tables."""
         copy = self.model_copy()
-        copy._parts = parts
+        copy._parts, copy._on_groups = parts, {}
         return copy
 
     def at_level(self, level: float) -> "Profile":
@@ -339,7 +340,11 @@ class Profile(_Part):
         """Return the profile of each device of a group from its own tables; None without any."""
         if self._parts is None:
             return None
-        drawn, level = self._parts.on(part, self.router.popularity), self._level
+        # Redrawn copies of a profile are copies of one drawing, which takes a while.
+        place = (part, tuple(map(tuple, self.router.popularity)))
+        if place not in self._on_groups:
+            self._on_groups[place] = self._parts.on(part, self.router.popularity)
+        drawn, level = self._on_groups[place], self._level
         cells = {
             name: [cell.model_copy(update={"median_s": cell.median_s * level}) for cell in row]
             for name, row in drawn.operations.items()
