@@ -11,7 +11,7 @@ widths and other formats are passed over.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from moesim.cost.kernels.attention import Heads
 from moesim.cost.kernels.cleaning import kept, levelled
 from moesim.cost.kernels.curves import MICRO, bracket
 from moesim.cost.kernels.exchanges import ALL_REDUCE
-from moesim.cost.kernels.experts import BALANCED, Cut, Layer
+from moesim.cost.kernels.experts import BALANCED, BORROWED, Cut, Layer
 from moesim.cost.kernels.frames import groups, numbers, only, read_table
 from moesim.cost.kernels.gemm import gemm_roofline_s
 from moesim.cost.kernels.shapes import Shapes
@@ -112,6 +112,14 @@ class Source:
             f"{'there are ' + ', '.join(there) if there else 'no parquet file in ' + inside[0]}"
         )
 
+    def others(self) -> list["Source"]:
+        """Return the tables of other frameworks on the same system, by name; a folder's alone."""
+        if self.joined:
+            return []
+        beside = (self.folder / self.system / FAMILIES["moe"][0]).glob("*")
+        names = sorted(path.name for path in beside if path.is_dir() and path.name != self.backend)
+        return [replace(self, backend=name) for name in names]
+
     def versions(self, family: str) -> list[str]:
         """Return the versions of a family's table, oldest first."""
         folder, name, _ = FAMILIES[family]
@@ -194,6 +202,7 @@ class Reader:
         self._source = source
         self._version = version
         self._shapes = shapes
+        self._device = device
         self._rates = Rates.of(device)
 
     def gemm(self) -> list[Gemm]:
@@ -263,6 +272,17 @@ class Reader:
         """Return the layers of experts wanted; none where the models have no experts."""
         if not self._shapes.layers:
             return []
+        found = self._without_too_slow(self._layers())
+        self._need(found, "moe")
+        for layer, cut in sorted(self._shapes.layers):
+            if not any(_is(curve, layer, cut) for curve in found):
+                self.warnings.append(f"moe: no rows of {tuple(layer)}, {tuple(cut)}: interpolated")
+        if not any(curve.distribution == BALANCED for curve in found):
+            self.warnings.append("moe: no balanced rows: the durations are of skewed visits")
+            found += self._borrowed({curve.format for curve in found})
+        return found
+
+    def _layers(self) -> list[Moe]:
         frame = self._known(self._table("moe", self._version, ("num_tokens",)), "moe_dtype")
         columns = ["format", "hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size",
                    "moe_ep_size", "distribution"]  # fmt: skip
@@ -283,13 +303,28 @@ class Reader:
                         us=us,
                     )
                 )
-        found = self._without_too_slow(found)
-        self._need(found, "moe")
-        for layer, cut in sorted(self._shapes.layers):
-            if not any(_is(curve, layer, cut) for curve in found):
-                self.warnings.append(f"moe: no rows of {tuple(layer)}, {tuple(cut)}: interpolated")
-        if not any(curve.distribution == BALANCED for curve in found):
-            self.warnings.append("moe: no balanced rows: the durations are of skewed visits")
+        return found
+
+    def _borrowed(self, formats: set[str]) -> list[Moe]:
+        """Return balanced rows of the other frameworks' newest tables of the same device."""
+        found: list[Moe] = []
+        for source in self._source.others():
+            for version in source.versions("moe")[-1:]:
+                reader, name = Reader(source, version, self._shapes, self._device), source.backend
+                try:
+                    layers = reader._layers()
+                except ProfileError as wrong:
+                    self._note(f"moe: {name} {version} is left aside: {wrong}")
+                    continue
+                own = [
+                    curve.model_copy(update={"distribution": f"{BORROWED}{name} {version}"})
+                    for curve in layers
+                    if curve.distribution == BALANCED and curve.format in formats
+                ]
+                if own:
+                    self.files += reader.files
+                    self._note(f"moe: balanced rows of {name} {version} are taken where faster")
+                found += own
         return found
 
     def collectives(self) -> list[Collective]:

@@ -12,7 +12,8 @@ Where weights are what takes the time, this is the time to read D experts; where
 is the time of v visits, however many experts they fall on.
 
 Where all rows are of skewed visits, the durations are taken down by what balanced visits take less
-elsewhere (`LESS_BALANCED`).
+elsewhere (`LESS_BALANCED`). Where another framework has balanced ones on the same device, the
+faster of the two counts: an engine that was tuned takes the kernels that suit the device.
 
 Of a group with dealt experts the most loaded rank counts (`moesim.cost.imbalance`). Where a table
 has that rank only with skewed visits, which rank it was is not known; its curve is then drawn from
@@ -39,6 +40,9 @@ LEAST_S = 1e-9
 
 BALANCED = "balanced"
 """Visits fall on all experts alike."""
+
+BORROWED = "balanced, of "
+"""How balanced visits begin that another framework's kernels served."""
 
 LESS_BALANCED = LogCurve.through(
     (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
@@ -218,7 +222,11 @@ def drawn(curves: Sequence[Moe]) -> Rank | Grid:
     if counted:
         return _grid(counted)
     balanced = [curve for curve in curves if curve.distribution == BALANCED]
-    return _rank(balanced or curves, skewed=not balanced)
+    borrowed = [curve for curve in curves if curve.distribution.startswith(BORROWED)]
+    skewed = [curve for curve in curves if curve not in balanced and curve not in borrowed]
+    if balanced or not skewed:
+        return _rank(balanced or borrowed, skewed=False)
+    return _rank(skewed, skewed=True, borrowed=borrowed)
 
 
 def _grid(curves: Sequence[Moe]) -> Grid:
@@ -234,12 +242,12 @@ def _rising(points: dict[float, float]) -> LogCurve:
     return LogCurve.through(sizes, levelled([points[size] for size in sizes]))
 
 
-def _rank(curves: Sequence[Moe], *, skewed: bool) -> Rank:
+def _rank(curves: Sequence[Moe], *, skewed: bool, borrowed: Sequence[Moe] = ()) -> Rank:
     first = curves[0]
     own = first.experts / first.expert_parallel
     points = _fastest(curves)
     if skewed:
-        points = _balanced_from(points, first)
+        points = _faster(_balanced_from(points, first), _fastest(borrowed), first.experts)
     few, full = _split(points, first, own, skewed=skewed)
     sizes = np.array(sorted(full))
     seconds = levelled([full[size] for size in sizes])
@@ -281,9 +289,20 @@ def _fastest(curves: Sequence[Moe]) -> dict[int, float]:
 
 def _balanced_from(points: dict[int, float], curve: Moe) -> dict[int, float]:
     """Return durations as balanced visits would have them, from skewed ones, [s]."""
-    each = np.array([size * curve.top_k / curve.experts for size in points])
-    less = np.where(each < np.exp(LESS_BALANCED.log_xs[0]), 1.0, LESS_BALANCED(each))
-    return dict(zip(points, (np.array(list(points.values())) * less).tolist(), strict=True))
+    return {size: seconds * less_balanced(curve, size) for size, seconds in points.items()}
+
+
+def less_balanced(curve: Moe, tokens: int) -> float:
+    """Return the duration with balanced visits over the curve's own."""
+    each = tokens * curve.top_k / curve.experts
+    if curve.distribution == BALANCED or each < np.exp(LESS_BALANCED.log_xs[0]):
+        return 1.0
+    return float(LESS_BALANCED(np.array([each]))[0])
+
+
+def _faster(own: dict[int, float], other: dict[int, float], least: int) -> dict[int, float]:
+    """Return the lower of two durations at sizes that both have, from `least` tokens on."""
+    return {t: min(s, other.get(t, s)) if t >= least else s for t, s in own.items()}
 
 
 def _split(

@@ -14,7 +14,7 @@ import numpy as np
 from moesim.cost.expected import Rates
 from moesim.cost.kernels.attention import Decoding, Heads, Prompts, per_chunk
 from moesim.cost.kernels.curves import MICRO, Floats, LogCurve
-from moesim.cost.kernels.experts import BALANCED, drawn
+from moesim.cost.kernels.experts import BALANCED, BORROWED, drawn, less_balanced
 from moesim.cost.kernels.gemm import Gemms
 from moesim.cost.kernels.tables import Collective, Decode, Gemm, Moe, Prefill, Residual
 from moesim.cost.kernels.uncertainty import QUANTILES
@@ -219,7 +219,8 @@ def moe_sizes(curves: Iterable[Moe]) -> Pairs:
                 if hit is None:
                     continue
                 visits = tokens * curve.top_k / curve.expert_parallel
-                pairs.add(_of(curve, tokens), curve.us[i] * MICRO, rank.seconds(visits, hit))
+                measured = curve.us[i] * MICRO * less_balanced(curve, tokens)
+                pairs.add(_of(curve, tokens), measured, rank.seconds(visits, hit))
     return pairs
 
 
@@ -276,7 +277,11 @@ def _of(curve: Moe, tokens: int) -> str:
 
 def _drawn_from(curves: Iterable[Moe]) -> list[Moe]:
     """Return the balanced curves; of a table without, the skewed ones of undealt experts."""
-    curves = [curve for curve in curves if curve.distinct is None]
+    curves = [
+        curve
+        for curve in curves
+        if curve.distinct is None and not curve.distribution.startswith(BORROWED)
+    ]
     balanced = [curve for curve in curves if curve.distribution == BALANCED]
     return balanced or [curve for curve in curves if curve.expert_parallel == 1]
 

@@ -3,8 +3,8 @@
 It is the median over rates and times per token, and never fitted on what it is judged by: the rows
 of one pair of prompt and answer lengths are judged with the factor of all other pairs. The time to
 the first token has no say in it: that hangs on who waits for whom as much as on iterations. The
-interval is that of the same other rows' residuals, of first tokens apart, so that it needs some
-twenty of them to hold nine in ten.
+interval is that of the same other rows' residuals, of first tokens apart where there are twenty:
+so many it takes to hold nine in ten.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,9 @@ FIRST = "TTFT"
 
 FEWEST = 5
 """Rows from which a factor is fitted at least."""
+
+ENOUGH = 20
+"""Rows of a kind from which an interval is theirs alone, so that one lies beyond either end."""
 
 
 def with_factors(rows: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +46,7 @@ def with_factors(rows: pd.DataFrame) -> pd.DataFrame:
             factor = median(slowness(settled))
             for place, row in fold.iterrows():
                 alike = others[others["figure"] == FIRST] if row["figure"] == FIRST else settled
-                ends = _ends(sorted(slowness(alike if len(alike) else settled)))
+                ends = _ends(sorted(slowness(alike if len(alike) >= ENOUGH else others)))
                 values = [_slowed(row, exp(x)) for x in (factor, *ends)]
                 rows.loc[place, names] = [exp(factor), values[0], *sorted(values[1:])]
     return rows

@@ -9,8 +9,8 @@
 | mlperf_offline | all at once |
 
 Prompts and answers are all as long as the table says, but those of InferenceMAX (`SHORTEST`) and
-of MLPerf's Mixtral data set (`MIXTRAL_ANSWERS`), whose prompts' mean is published nowhere and has to
-be fitted.
+of MLPerf's Mixtral data set (`MIXTRAL_ANSWERS`), whose prompts' mean is published nowhere and has
+to be fitted.
 """
 
 import re

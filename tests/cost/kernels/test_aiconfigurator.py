@@ -86,6 +86,38 @@ def test_slow_narrow_experts_are_a_fault_of_the_table(write: Writer) -> None:
     assert any("moe fp8: 5.0 times as slow as bf16" in warning for warning in kernels.warnings)
 
 
+def _beside(folder: Path) -> Path:
+    """Lay another framework's table beside: both kinds of visits, in half the time."""
+    own = folder / "h100_sxm/moe/trtllm/1.0.0/moe_perf.parquet"
+    file = folder / "h100_sxm/moe/sglang/0.5.10/moe_perf.parquet"
+    file.parent.mkdir(parents=True)
+    frame = pd.read_parquet(own)
+    frame.assign(latency=frame["latency"] / 2).to_parquet(file)
+    skewed = frame[frame["distribution"] != "balanced"]
+    skewed.to_parquet(own)
+    return file
+
+
+def test_balanced_experts_of_another_framework_stand_beside_skewed_ones(write: Writer) -> None:
+    """Named in the file, each with its framework; where a table has its own, none is taken."""
+    folder = write()
+    assert {c.distribution for c in _imported(folder).moe} == {"balanced", "power_law_1.2"}
+    _beside(folder)
+    kernels = _imported(folder)
+    assert {c.distribution for c in kernels.moe} == {"balanced, of sglang 0.5.10", "power_law_1.2"}
+    assert "moe: balanced rows of sglang 0.5.10 are taken where faster" in kernels.warnings
+    assert "h100_sxm/moe/sglang/0.5.10/moe_perf.parquet" in kernels.origin.files
+
+
+def test_another_framework_s_broken_table_is_left_aside_and_told(write: Writer) -> None:
+    """The own table is enough."""
+    folder = write()
+    _beside(folder).write_bytes(b"no table")
+    kernels = _imported(folder)
+    assert {c.distribution for c in kernels.moe} == {"power_law_1.2"}
+    assert any("moe: sglang 0.5.10 is left aside" in warning for warning in kernels.warnings)
+
+
 def test_rows_without_a_size_or_a_duration_are_dropped_and_told(write: Writer) -> None:
     """Real tables have products of no tokens."""
     kernels = _imported(write(gemm=lambda frame: frame.assign(m=frame["m"].replace(1, 0))))

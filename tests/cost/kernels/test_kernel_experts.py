@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moesim.cost.expected import Rates
-from moesim.cost.kernels.experts import BALANCED, Cut, Layer, Moes
+from moesim.cost.kernels.experts import BALANCED, BORROWED, Cut, Layer, Moes
 from moesim.cost.kernels.tables import Moe
 from moesim.errors import ProfileError
 from moesim.facts.catalog import load_device
@@ -80,6 +80,27 @@ def test_a_table_without_balanced_rows_is_read_for_what_it_knows() -> None:
     rank = Moes([_curve("power_law_1.2", us=us)], RATES).rank("bf16", LAYER, Cut(1, 1))
     assert rank.seconds(2, 2) * 1e6 == pytest.approx(_us(2, 2))
     assert rank.seconds(8, 4) * 1e6 == pytest.approx(_us(8, 4), rel=0.05)
+
+
+def test_skew_is_taken_off_where_it_is_all_there_is() -> None:
+    """Balanced at 1,024 tokens, 256 visits an expert, is a sixth faster; one token has no skew."""
+    rank = Moes([_curve("power_law_1.2")], RATES).rank("bf16", LAYER, Cut(1, 1))
+    assert rank.seconds(2 * 1024, 8) * 1e6 == pytest.approx(0.84 * _us(2048, 8), rel=0.02)
+    assert rank.seconds(2 * 16384, 8) * 1e6 == pytest.approx(0.98 * _us(32768, 8), rel=0.02)
+    assert rank.seconds(2, 2) * 1e6 == pytest.approx(_us(2, 2), rel=0.02)
+
+
+def test_the_faster_of_two_frameworks_counts() -> None:
+    """Balanced rows of another, beside skewed ones of its own; alone they are all there is."""
+    swift = tuple(0.5 * us for us in _curve().us)
+    other = _curve(f"{BORROWED}sglang 0.5.10", us=swift)
+    rank = Moes([_curve("power_law_1.2"), other], RATES).rank("bf16", LAYER, Cut(1, 1))
+    assert rank.seconds(32768, 8) * 1e6 == pytest.approx(0.5 * _us(32768, 8), rel=1e-6)
+    slow = other.model_copy(update={"us": tuple(4 * us for us in swift)})
+    rank = Moes([_curve("power_law_1.2"), slow], RATES).rank("bf16", LAYER, Cut(1, 1))
+    assert rank.seconds(32768, 8) * 1e6 == pytest.approx(0.98 * _us(32768, 8), rel=1e-6)
+    alone = Moes([other], RATES).rank("bf16", LAYER, Cut(1, 1))
+    assert alone.seconds(32768, 8) * 1e6 == pytest.approx(0.5 * _us(32768, 8), rel=1e-6)
 
 
 def test_counted_experts_are_a_grid() -> None:

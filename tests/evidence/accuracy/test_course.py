@@ -17,7 +17,7 @@ from moesim.evidence.accuracy.experiments import Experiment, Figure, System, fig
 from moesim.evidence.accuracy.memory import kv_blocks
 from moesim.evidence.accuracy.metrics import metric_of, value_of
 from moesim.evidence.accuracy.names import UnknownRowError
-from moesim.evidence.accuracy.workloads import Workload
+from moesim.evidence.accuracy.workloads import Workload, requests_of
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.scheduling import Limits
 from moesim.simulation.replica import Replica
@@ -42,6 +42,31 @@ class Flat(Costs):
 def _asked(**workload: object) -> Experiment:
     base = Workload(requests=64, prompt_tokens=100, output_tokens=50)
     return replace(FIGURE.experiment, workload=replace(base, **workload))  # type: ignore[arg-type]
+
+
+def test_a_steady_rate_has_neither_beginning_nor_end() -> None:
+    """Ten requests of ten tokens, one admitted every two seconds: five tokens a second."""
+    count = 10
+    records = pd.DataFrame(
+        {
+            "arrival_s": 0.0,
+            "scheduled_s": 2.0 * np.arange(count),
+            "finish_s": 2.0 * np.arange(count) + 100,
+            "output_tokens": 10,
+            "prompt_tokens": 1,
+        }
+    )
+    metric = metric_of("output_tokens_per_s")
+    assert value_of(metric, records, replicas=1, devices=1, steady=True) == pytest.approx(5.0)
+    assert value_of(metric, records, replicas=1, devices=1) == pytest.approx(100 / 118)
+
+
+def test_lengths_are_drawn_down_to_the_shortest() -> None:
+    asked = Workload(requests=2000, prompt_tokens=100, output_tokens=50, shortest=0.8)
+    drawn = requests_of(asked, 100, seed=1)
+    assert (drawn["prompt_tokens"].min(), drawn["prompt_tokens"].max()) == (80, 100)
+    assert (drawn["output_tokens"].min(), drawn["output_tokens"].max()) == (40, 50)
+    assert drawn["prompt_tokens"].mean() == pytest.approx(90, abs=0.5)
 
 
 def test_all_at_once_by_hand() -> None:

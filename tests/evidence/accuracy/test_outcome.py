@@ -60,10 +60,14 @@ def test_what_is_predicted_is_found_again(tmp_path: Path) -> None:
 
 
 def test_one_factor_is_recovered_on_rows_it_has_not_seen(tmp_path: Path) -> None:
-    """All rows slower by a third: off by a third as is, right with the others' factor."""
+    """All rows slower by a third: off by a third as is, right with the others' factor.
+
+    The factor is on what the profile says alone, before its own errors' median.
+    """
     found = accuracy(_table(tmp_path / "t.csv", slower=4 / 3), Choice(), profile="roofline")
     assert np.allclose(found.rows["error"], 1 / 3)
-    assert np.allclose(found.rows["factor"], 4 / 3)
+    beside = found.rows["bare"] / found.rows["predicted"]
+    assert np.allclose(found.rows["factor"], 4 / 3 * beside)
     assert np.allclose(found.rows["fitted_error"], 0, atol=1e-9)
 
 
@@ -76,8 +80,9 @@ def _rows(measured: list[float]) -> pd.DataFrame:
             "isl": range(count),
             "osl": 1,
             "kind": "rate",
+            "figure": "rate",
             "measured": measured,
-            "predicted": 100.0,
+            "bare": 100.0,
             "scales": True,
         }
     )
@@ -100,6 +105,16 @@ def test_latencies_scale_the_other_way() -> None:
     rows = with_factors(_rows([200.0] * 9).assign(kind="latency"))
     assert rows["factor"].tolist() == pytest.approx([2.0] * 9)
     assert rows["fitted"].tolist() == pytest.approx([200.0] * 9)
+
+
+def test_first_tokens_have_no_say_but_an_interval_of_their_own() -> None:
+    """Rates are half of what was predicted, times to first tokens from once to thirty times."""
+    rates = _rows([50.0] * 30)
+    first = _rows([100.0 * n for n in range(1, 31)]).assign(kind="latency", figure="TTFT")
+    rows = with_factors(pd.concat([rates, first], ignore_index=True))
+    assert rows["factor"].tolist() == pytest.approx([2.0] * 60)
+    assert rows["fitted_high"].tolist()[:30] == pytest.approx([50.0] * 30)
+    assert (rows["fitted_high"] > 10 * rows["fitted_low"]).tolist()[30:] == [True] * 30
 
 
 def test_few_rows_have_no_factor() -> None:
