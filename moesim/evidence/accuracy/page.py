@@ -67,9 +67,14 @@ def _parts(found: Accuracy, bad: Sequence[Worst]) -> Iterator[str]:
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in headings)
     body = "\n".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows
+        f"<tr>{''.join(f'<td>{_whole(cell)}</td>' for cell in cells)}</tr>" for cells in rows
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _whole(cell: str) -> str:
+    """Return a cell whose numbers are not parted from their per cent signs."""
+    return escape(cell).replace(" %", "&nbsp;%")
