@@ -6,14 +6,16 @@ Exit codes: 0 done, 2 wrong input (one line on stderr), 130 interrupted. A trace
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from moesim.errors import MoesimError, MoesimWarning
+from moesim.errors import MoesimError, MoesimWarning, ScenarioError
 
 Reporter = Callable[[float, str], None]
 """Told the fraction done, and what is being done."""
@@ -25,6 +27,28 @@ class Commands(TyperGroup):
     interrupted = "interrupted"
     """What Ctrl-C prints."""
 
+    def main(self, *words: Any, **settings: Any) -> Any:
+        """Run the command line; what nobody can or wants to read any more ends it in order."""
+        try:
+            try:
+                return super().main(*words, **settings)
+            finally:
+                sys.stdout.flush()  # what goes wrong there is told here, not after the end
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # rich and typer say 1
+                _let_go()
+                raise SystemExit(0) from None
+            raise
+        except BrokenPipeError:
+            # The reader of our output has left, as `head` does; Python's own flush would fail.
+            _let_go()
+            raise SystemExit(0) from None
+        except OSError as wrong:
+            place = f"{wrong.filename}: " if wrong.filename else ""
+            _say(f"error: {place}{wrong.strerror or wrong}")
+            _let_go()
+            raise SystemExit(2) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         with warnings.catch_warnings():
@@ -34,6 +58,7 @@ class Commands(TyperGroup):
 
     def _invoke(self, ctx: Any) -> Any:
         try:
+            _refuse_empty([*ctx._protected_args, *ctx.args])
             return super().invoke(ctx)
         except MoesimError as wrong:
             _say(f"error: {wrong}")
@@ -47,10 +72,6 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             _say(self.interrupted)
             raise SystemExit(130) from None
-        except BrokenPipeError:
-            # The reader of our output has left, as `head` does; Python's own flush would fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(0) from None
 
 
 class ResumableCommands(Commands):
@@ -68,6 +89,20 @@ def application(help_text: str, group: type[Commands] = Commands) -> typer.Typer
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+
+
+def _let_go() -> None:
+    """Have what is still to be printed go nowhere."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise ScenarioError where an option has an empty value: it would count as not given."""
+    for before, word in pairwise(["", *words]):
+        if word == "" or (word.startswith("--") and word.endswith("=")):
+            name = word.rstrip("=") or before
+            raise ScenarioError(f"{name}: is empty; give a value or leave it out")
 
 
 def _say(text: str) -> None:

@@ -90,7 +90,7 @@ class _Deployment(_Part):
         "round_robin"
     )
     """Which of a model's replicas a request goes to."""
-    kv_blocks: int | None = Field(default=None, gt=0)
+    kv_blocks: int | None = Field(default=None, gt=0, le=10**12)
     """KV blocks of a replica; what the profiled engine allocated, or fits, if not given."""
     scheduler: Scheduler = Scheduler()
     """Each replica's scheduler."""

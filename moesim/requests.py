@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import ScenarioError
 from moesim.scenario import Arrivals, Lengths, Scenario, Tenant, TraceArrivals, TraceLengths
+from moesim.traffic.modulated import Diurnal, OnOff
 from moesim.traffic.servegen import (
     ServeGenArrivals,
     ServeGenLengths,
@@ -105,8 +106,8 @@ def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -
     """
     if seed < 0:
         raise ScenarioError(f"seed: {seed} must not be negative")
-    _check_size(scenario)
     traces = traces or load_traces(scenario)
+    _check_size(scenario, traces)
     frames = [
         _tenant_requests(name, tenant, scenario, seed, traces)
         for name, tenant in scenario.tenants.items()
@@ -122,14 +123,30 @@ def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -
     return merged
 
 
-def _check_size(scenario: Scenario) -> None:
+def _expected(arrivals: Arrivals, duration_s: float, traces: Traces) -> float:
+    """Return about how many requests there will be at most."""
+    if isinstance(arrivals, Users):
+        # Nobody asks more often than thinking and a first token allow.
+        return arrivals.count * duration_s / max(1e-2, arrivals.think_s)
+    if isinstance(arrivals, ServeGenArrivals):
+        windows = windows_of(traces.clients[arrivals.path], arrivals.client, Path(arrivals.path))
+        return arrivals.expected(windows, duration_s)
+    return float(getattr(arrivals, "rate_per_s", 0.0)) * duration_s
+
+
+def _check_size(scenario: Scenario, traces: Traces) -> None:
     """Raise ScenarioError before memory runs out over a slip of the pen."""
     for name, tenant in scenario.tenants.items():
-        rate_per_s = getattr(tenant.arrivals, "rate_per_s", 0.0)
-        if isinstance(tenant.arrivals, Users):
-            # Nobody asks more often than thinking and a first token allow.
-            rate_per_s = tenant.arrivals.count / max(1e-2, tenant.arrivals.think_s)
-        expected = rate_per_s * scenario.duration_s
+        arrivals = tenant.arrivals
+        if isinstance(arrivals, (OnOff, Diurnal)):
+            pieces = arrivals.pieces(scenario.duration_s)
+            if pieces > MOST_REQUESTS:
+                raise ScenarioError(
+                    f"tenants.{name}.arrivals: the rate changes about {pieces:.2g} times in "
+                    f"duration_s {scenario.duration_s:g}, more than {MOST_REQUESTS:.0g}; make its "
+                    "periods longer or simulate a shorter time"
+                )
+        expected = _expected(arrivals, scenario.duration_s, traces)
         if expected > MOST_REQUESTS:
             raise ScenarioError(
                 f"tenants.{name}: about {expected:.2g} requests in duration_s "

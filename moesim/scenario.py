@@ -4,7 +4,7 @@ A scenario file is YAML, checked key by key. Names of models, profiles, hardware
 shipped names or paths, paths also relative to the scenario file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from moesim.checked import checked
 from moesim.deployment import Deployment, ExpertRouter
 from moesim.errors import ScenarioError
-from moesim.facts.catalog import locate
+from moesim.facts.catalog import locate, written_path
 from moesim.files import read_yaml
 from moesim.serving.metrics import SloTargets
 from moesim.traffic.arrivals import Constant, Gamma, Poisson, Weibull
@@ -42,9 +42,9 @@ class TraceArrivals(_Part):
     """`trace`."""
     path: str
     """The trace, of any layout that `moesim workload inspect --help` lists."""
-    start_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    start_s: float = Field(default=0.0, ge=0, le=1e12, allow_inf_nan=False)
     """Where in the trace to begin [s of the trace]."""
-    speedup: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    speedup: float = Field(default=1.0, ge=1e-6, le=1e6, allow_inf_nan=False)
     """How much faster than recorded; 0.5 is half as fast."""
     only_tenant: str | None = None
     """Only the requests of this tenant of the trace; `moesim workload inspect` lists them."""
@@ -182,6 +182,8 @@ class Scenario(_Part):
                 raise ValueError(f"{name!r}: a name must be text that can be written in UTF-8")
         self._deployable(self.deployment, "deployment")
         for name, deployment in self.alternatives.items():
+            if name == self._own:
+                raise ValueError(f"alternatives: {name!r} names the scenario's own; choose another")
             self._deployable(deployment, f"alternatives.{name}")
         return self
 
@@ -204,11 +206,16 @@ class Scenario(_Part):
                 f"{deployment.counted(models)}, hardware.count is {self.hardware.count}"
             )
 
+    @property
+    def _own(self) -> str:
+        """What the scenario's own deployment is called beside others."""
+        return f"{self.deployment.kind} (the scenario's)"
+
     def side_by_side(self) -> dict[str, "Scenario"]:
         """Return a scenario for each deployment, by name: the scenario's own and the others."""
         if not self.alternatives:
             return {self.name: self}
-        found = {f"{self.deployment.kind} (the scenario's)": self.deployment, **self.alternatives}
+        found = {self._own: self.deployment, **self.alternatives}
         return {
             name: self.model_copy(update={"deployment": deployment, "alternatives": {}})
             for name, deployment in found.items()
@@ -232,6 +239,16 @@ class Scenario(_Part):
             )
         return self.model_copy(update={"tenants": {**self.tenants, **replaying}})
 
+    def with_profile(self, name: str) -> "Scenario":
+        """Return the scenario with another profile, shipped or a file, for every model."""
+        path = None if name == ROOFLINE else written_path("profiles", name)
+        profile = str(path.resolve()) if path else name
+        models = {
+            each: model.model_copy(update={"profile": profile})
+            for each, model in self.models.items()
+        }
+        return self.model_copy(update={"models": models})
+
     def served_here(self, checkpoint: str) -> "Scenario":
         """Return the same traffic for another checkpoint, on the device it was profiled on."""
         models = {
@@ -244,19 +261,23 @@ class Scenario(_Part):
     def to_content(self) -> dict[str, Any]:
         """Return what a scenario file would hold; paths that start from its folder become whole."""
         content = self.model_dump(mode="json")
-        for model in content["models"].values():
-            for name in ("architecture", "profile"):
-                model[name] = self._whole(model[name])
-        content["hardware"]["device"] = self._whole(content["hardware"]["device"])
-        for tenant in content["tenants"].values():
-            for part in ("arrivals", "prompt_tokens", "output_tokens"):
-                if "path" in tenant[part]:
-                    tenant[part]["path"] = self._whole(tenant[part]["path"])
+        for part, field, path in self._paths(content):
+            part[field] = str(path)
         return content
 
-    def _whole(self, name: str) -> str:
-        path = next((p for p in (Path(name), (self.folder or Path()) / name) if p.exists()), None)
-        return str(path.resolve()) if path else name
+    def files(self) -> list[Path]:
+        """Return the files and folders that the scenario names by their paths."""
+        return [path for _, _, path in self._paths(self.model_dump(mode="json"))]
+
+    def _paths(self, content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Path]]:
+        """Yield where in the content a path is written, and the whole path that is meant there."""
+        for part, field, kind in _names(content):
+            name = part[field]
+            if name in (PROFILED, ROOFLINE) and kind in ("hardware", "profiles"):
+                continue
+            path = written_path(kind, name, relative_to=self.folder)
+            if path is not None:
+                yield part, field, path.resolve()
 
     def deployment_of(self, model: str) -> Deployment:
         """Return the deployment of a model: its own behind a gateway, the scenario's else."""
@@ -270,6 +291,20 @@ class Scenario(_Part):
         return {
             name: SloTargets(**tenant.slo.model_dump()) for name, tenant in self.tenants.items()
         }
+
+
+def _names(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield where a scenario's content names something that may be a file, and of what kind."""
+    for model in content["models"].values():
+        yield model, "architecture", "models"
+        yield model, "profile", "profiles"
+    yield content["hardware"], "device", "hardware"
+    if content["quality"]:
+        yield content["quality"], "curve", "quality"
+    for tenant in content["tenants"].values():
+        for part in ("arrivals", "prompt_tokens", "output_tokens"):
+            if "path" in tenant[part]:
+                yield tenant[part], "path", "workloads"
 
 
 class Workload(_Part):

@@ -185,6 +185,54 @@ def test_list_names_what_ships() -> None:
     assert "quickstart" in run("moesim", "list").stdout
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("word", ["list", "--help"])
+def test_a_full_disk_is_one_line(word: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("moesim", word), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
+
+
+@pytest.mark.parametrize("word", ["list", "--help"])
+def test_a_reader_that_leaves_is_no_error(word: str) -> None:
+    """The same exit code whichever way the text is printed."""
+    process = subprocess.Popen(
+        command("moesim", word), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+    process.stderr.close()
+
+
+def test_places_are_checked_before_anything_runs(tmp_path: Path) -> None:
+    """Nothing is simulated for a result that has no place."""
+    for words in (
+        ("reproduce", "all", "--report", tmp_path),
+        ("compare", "two-variants", "--replications", 10**6, "--plot", tmp_path),
+    ):
+        assert "is a folder; give a file name" in fails("moesim", *words)
+
+
+def test_terminated_in_the_middle_nothing_is_left(tmp_path: Path) -> None:
+    """A draft vanishes with whoever wrote it."""
+    code = (
+        "import os, pathlib, signal, moesim.cli as cli; from moesim.files import atomic_path\n"
+        "def half():\n"
+        f"    with atomic_path(pathlib.Path({str(tmp_path / 'r.csv')!r})):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.app = half\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
 def test_compare_prints_deployments_side_by_side(tmp_path: Path) -> None:
     """JSON for scripts, a table for people, a picture; wrong loads and names are one line."""
     few = ("--replications", 3)

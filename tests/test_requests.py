@@ -268,6 +268,14 @@ def servegen(tmp_path: Path, tiny_scenario: Content) -> dict[str, Any]:
     return content
 
 
+def test_servegen_arrivals_are_counted_before_they_are_drawn(servegen: dict[str, Any]) -> None:
+    """A slip of the pen in the file is found as one in a scenario is."""
+    path = Path(servegen["tenants"]["chat"]["arrivals"]["path"])
+    path.write_text(path.read_text().replace("3,600,5,", "3,600,100000,"))
+    with pytest.raises(ScenarioError, match=r"tenants.chat: about 6e\+07 requests"):
+        draw_requests(scenario_from(servegen), 0)
+
+
 def test_servegen_lengths_are_those_of_the_arrival(servegen: dict[str, Any]) -> None:
     """Begun 50 s before the window ends: short prompts, then, more often, long ones."""
     frame = draw_requests(scenario_from(servegen), seed=0)

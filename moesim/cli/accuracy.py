@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.commands import Reporter
-from moesim.files import write_text
+from moesim.files import check_outputs, write_text
 
 if TYPE_CHECKING:
     from moesim.evidence.accuracy.outcome import Accuracy
@@ -51,6 +51,7 @@ def accuracy(
     from moesim.evidence.accuracy.outcome import accuracy as run
     from moesim.evidence.accuracy.worst import worst
 
+    check_outputs({"--report": report}, [table])
     choice = Choice(gpu=gpu, source=source, model=model, limit=limit)
     with _progress() as told:
         found = run(table, choice, profile=profile, told=told)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.errors import ScenarioError
+from moesim.files import check_outputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +52,14 @@ def compare(
     """Compare deployments of one workload."""
     import pandas as pd
 
+    from moesim.planning.load import at_load
+
+    factors = _factors(loads)
     named = _named(scenarios)
-    table = pd.concat(
-        [_at(named, load, seed, replications) for load in _factors(loads)], ignore_index=True
-    )
+    check_outputs({"--plot": plot}, _read_for(scenarios, named))
+    for load in factors:
+        at_load(next(iter(named.values())), load)
+    table = pd.concat([_at(named, load, seed, replications) for load in factors], ignore_index=True)
     if plot is not None:
         from moesim.views.deployments import write_page
 
@@ -97,10 +102,18 @@ def _named(names: list[str]) -> dict[str, "Scenario"]:
     return found
 
 
+def _read_for(names: list[str], named: dict[str, "Scenario"]) -> list[Path]:
+    """Return the files that the comparison reads."""
+    from moesim.facts.catalog import locate
+
+    written = [locate("scenarios", name) for name in names]
+    return [*written, *(path for scenario in named.values() for path in scenario.files())]
+
+
 def _at(
     named: dict[str, "Scenario"], load: float, seed: int, replications: int | None
 ) -> "pd.DataFrame":
-    from moesim.planning.load import at_load
+    from moesim.planning.load import at_load, rounded
     from moesim.planning.side_by_side import side_by_side
     from moesim.simulation.replications import replicate
 
@@ -108,11 +121,15 @@ def _at(
         name: replicate(at_load(scenario, load), seed=seed, replications=replications)
         for name, scenario in named.items()
     }
-    return side_by_side(found).assign(load=load)
+    notes = rounded(next(iter(named.values())), load)
+    return side_by_side(found, notes).assign(load=load)
 
 
 def _factors(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        factors = [float(part) for part in text.split(",")]
     except ValueError:
         raise ScenarioError(f"--loads: {text!r}: give numbers with commas between") from None
+    if len(set(factors)) < len(factors):
+        raise ScenarioError(f"--loads: {text!r}: a load is given twice; give each once")
+    return factors

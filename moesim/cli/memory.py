@@ -19,6 +19,7 @@ from moesim.facts.memory import BLOCK_TOKENS, MemoryDemand, plan_memory, reserve
 from moesim.facts.mig import find_profile
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
 from moesim.facts.remedies import fill_with_experts, other_slices, remedies, shortfall
+from moesim.files import check_outputs, shown
 
 HELP = f"""Show what sits on a GPU or a MIG slice: of a scenario, or of a model and its variants.
 
@@ -43,6 +44,10 @@ FILL = "fit"
 
 DEVICE = "a100-sxm-80gb"
 
+MOST_VARIANTS = 1_000_000
+MOST_TOKENS = 10**15
+"""What is asked for at most: beyond any host's memory, and still exact in floats."""
+
 ANSWERED = ("name", "as_json", "plot")
 """What is not a scenario's to say."""
 
@@ -56,7 +61,9 @@ def memory(
     slice_name: Annotated[
         str | None, typer.Option("--slice", help="A MIG profile; none is the whole device.")
     ] = None,
-    variants: Annotated[int, typer.Option(min=1, help="Models of this shape.")] = 1,
+    variants: Annotated[
+        int, typer.Option(min=1, max=MOST_VARIANTS, help="Models of this shape.")
+    ] = 1,
     ratio: Annotated[
         float, typer.Option(min=0, max=1, help="Share of expert positions with one copy for all.")
     ] = 0.0,
@@ -74,10 +81,15 @@ def memory(
     ] = None,
     kv_precision: Annotated[str | None, typer.Option(help="Format of the KV cache.")] = None,
     kv_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens cached; none is one longest sequence.")
+        int | None,
+        typer.Option(min=1, max=MOST_TOKENS, help="Tokens cached; none is one longest sequence."),
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 64,
-    max_batched_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one iteration.")] = 512,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, max=65536, help="Sequences that run at once.")
+    ] = 64,
+    max_batched_tokens: Annotated[
+        int, typer.Option(min=1, max=1_048_576, help="Tokens of one iteration.")
+    ] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print bytes as JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the parts into this HTML file.")] = None,
 ) -> None:
@@ -89,6 +101,7 @@ def memory(
         _refuse_options(context)
         show_scenario(path, as_json=as_json, plot=plot)
         return
+    check_outputs({"--plot": plot}, [path])
     spec = load_model(str(path), architectures=ARCHITECTURES)
     hardware = load_device(device)
     demand = MemoryDemand(
@@ -129,15 +142,15 @@ def _meant(name: str) -> tuple[Path, bool]:
     if found := model or scenario:
         return found, found == scenario
     raise ScenarioError(
-        f"{name}: neither a file nor one of the shipped models: {', '.join(shipped('models'))}; "
-        f"nor of the scenarios: {', '.join(shipped('scenarios'))}"
+        f"{shown(name)}: neither a file nor one of the shipped models: "
+        f"{', '.join(shipped('models'))}; nor of the scenarios: {', '.join(shipped('scenarios'))}"
     )
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name too long to be a path
+    except (OSError, ValueError):  # too long to be a path, or with a null character
         return False
 
 

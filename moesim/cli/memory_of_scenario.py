@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from moesim.files import check_outputs
 from moesim.scenario import Scenario, load_scenario
 from moesim.simulation.memory import counted, memory_of
 from moesim.simulation.slice_memory import SliceMemory
@@ -17,6 +18,7 @@ Slices = Mapping[SliceMemory, int]
 def show_scenario(path: Path, *, as_json: bool, plot: Path | None) -> None:
     """Print, and draw where asked, what every slice is to hold; slices alike are shown once."""
     scenario = load_scenario(path)
+    check_outputs({"--plot": plot}, [path, *scenario.files()])
     deployments = scenario.side_by_side()
     found = {name: counted(memory_of(each)) for name, each in deployments.items()}
     if plot is not None:

@@ -10,7 +10,7 @@ import typer
 
 from moesim.commands import Reporter
 from moesim.errors import ScenarioError
-from moesim.files import write_text
+from moesim.files import check_outputs, write_text
 
 if TYPE_CHECKING:
     from moesim.reproduction.systems import Reproductions
@@ -47,6 +47,7 @@ def reproduce(
 ) -> None:
     """Reproduce published experiments."""
     names = _named(system)
+    check_outputs({"--report": report})
     from moesim.reproduction.systems import reproduce as run
 
     with _progress() as progress:

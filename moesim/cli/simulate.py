@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.files import write_text
+from moesim.files import check_outputs, write_text
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -32,6 +32,9 @@ Examples:
 
   moesim simulate scenario.yaml --timeline run.json   (open it at ui.perfetto.dev)
 """
+
+WRITTEN = ("records.parquet", "metrics.json", "scenario.yaml")
+"""The files in the folder of results."""
 
 PATIENCE_S = 2.0
 """How long nothing is said on a terminal before progress shows [s]."""
@@ -68,17 +71,19 @@ def simulate(
     ] = False,
 ) -> None:
     """Simulate a scenario."""
-    from moesim.cost.profile import load_profile
+    from moesim.facts.catalog import locate
     from moesim.scenario import load_scenario
     from moesim.simulation.replications import replicate
 
     written = load_scenario(scenario)
-    given = {name: load_profile(profile) for name in written.models} if profile else {}
+    if profile is not None:
+        written = written.with_profile(profile)
+    outputs = _outputs(out, timeline, series)
+    check_outputs(outputs, [locate("scenarios", scenario), *written.files()])
     with _progress() as progress:
         found = replicate(
             written,
-            given,
-            seed,
+            seed=seed,
             replications=replications,
             stepwise=stepwise,
             progress=progress,
@@ -93,6 +98,14 @@ def simulate(
     show_metrics(metrics, found.elapsed_s)
     for line in files:
         print(line)
+
+
+def _outputs(
+    out: Path | None, timeline: Path | None, series: Path | None
+) -> dict[str, Path | None]:
+    """Return every file that is to be written, by the option that asks for it."""
+    folder = {f"--out {name}": out / name for name in WRITTEN} if out is not None else {}
+    return {**folder, "--timeline": timeline, "--series": series}
 
 
 def _write_files(
@@ -127,9 +140,10 @@ def _write_folder(
 
     from moesim.serving.records import write_records
 
-    write_records(first.records, out / "records.parquet")
-    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_text(out / "scenario.yaml", yaml.safe_dump(scenario.to_content(), sort_keys=False))
+    records, figures, copy = (out / name for name in WRITTEN)
+    write_records(first.records, records)
+    write_text(figures, json.dumps(metrics, indent=1) + "\n")
+    write_text(copy, yaml.safe_dump(scenario.to_content(), sort_keys=False))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moesim.files import check_outputs
 from moesim.traffic.formats import LAYOUTS, SERVEGEN
 
 app = typer.Typer(help="Look at workload files.", no_args_is_help=True)
@@ -53,6 +54,7 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what a trace is like."""
+    check_outputs({"--plot": plot}, [file])
     facts, table = _read(file, skip_bad_rows)
     if plot is not None:
         from moesim.views.workload import write_page

@@ -49,6 +49,10 @@ class Resident(ABC):
     def absence(self, layer: int, tokens: Floats) -> Floats:
         """Return how likely an expert of the layer that is hit is absent, (E, len(tokens))."""
 
+    @abstractmethod
+    def kept_in(self, layer: int) -> bytes:
+        """Return what of the layer's copies `absence` follows from: equal where it is."""
+
     def layer_misses(self, layer: int, tokens: Floats) -> Floats:
         """Return how likely an iteration misses each expert of one layer, (E, len(tokens))."""
         return hit_probability(self.shares[layer], tokens) * self.absence(layer, tokens)
@@ -75,6 +79,10 @@ class Pinned(Resident):
                 f"resident copies: a mask of shape {self.kept.shape}; the router's popularity has "
                 f"{self.shares.shape} (layers, experts)"
             )
+
+    def kept_in(self, layer: int) -> bytes:
+        """Return the layer's part of the mask."""
+        return bytes(self.kept[layer])
 
     def absence(self, layer: int, tokens: Floats) -> Floats:
         """Return 1 for what is not kept, whatever the tokens, (E, len(tokens))."""
@@ -109,6 +117,10 @@ class Lru(Resident):
     def __init__(self, popularity: ArrayLike, windows: Floats) -> None:
         super().__init__(popularity)
         self.windows = windows
+
+    def kept_in(self, layer: int) -> bytes:
+        """Return the windows of the layer's cache."""
+        return bytes(self.windows[layer])
 
     def absence(self, layer: int, tokens: Floats) -> Floats:
         """Return (1 - p)^(n T), averaged over the windows, (E, len(tokens))."""
@@ -209,7 +221,8 @@ def hit_probability(shares: Floats, tokens: Floats) -> Floats:
     >>> hit_probability(np.array([0.25, 1.0]), np.array([0.0, 1.0, 2.0])).tolist()
     [[0.0, 0.25, 0.4375], [0.0, 1.0, 1.0]]
     """
-    return np.asarray(1.0 - (1.0 - shares)[:, None] ** tokens)
+    different, place = np.unique(shares, return_inverse=True)  # of a datasheet's all are equal
+    return np.asarray(1.0 - (1.0 - different)[:, None] ** tokens)[place]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,15 +293,28 @@ def expected_misses(resident: Resident, loading: Loading, *, max_batched_tokens:
     """
     tokens = np.arange(max_batched_tokens + 1, dtype=float)
     copied, cpu_s = [], np.zeros(len(tokens))
+    known: dict[tuple[bytes, bytes], tuple[Floats, Floats]] = {}
     for layer, shares in enumerate(resident.shares):
-        missed = resident.layer_misses(layer, tokens)  # [E, T]
-        if loading.cpu_s_per_token_expert is not None:
-            each_s = loading.cpu_s_per_token_expert * tokens_per_hit(shares, tokens)  # [E, T]
-            sooner = each_s < loading.copy_s
-            cpu_s += np.where(sooner, missed * each_s, 0.0).sum(axis=0)
-            missed = np.where(sooner, 0.0, missed)
-        copied.append(missed.sum(axis=0))
+        alike = (shares.tobytes(), resident.kept_in(layer))
+        if alike not in known:
+            known[alike] = _misses_in(resident, layer, loading, tokens)
+        layer_copied, layer_cpu_s = known[alike]
+        copied.append(layer_copied)
+        cpu_s += layer_cpu_s
     return Misses(copied=np.array(copied), cpu_s=cpu_s)
+
+
+def _misses_in(
+    resident: Resident, layer: int, loading: Loading, tokens: Floats
+) -> tuple[Floats, Floats]:
+    """Return what of one layer is copied, and what the rest takes on the CPU [s], (T + 1,) each."""
+    missed = resident.layer_misses(layer, tokens)  # [E, T]
+    if loading.cpu_s_per_token_expert is None:
+        return missed.sum(axis=0), np.zeros(len(tokens))
+    each_s = loading.cpu_s_per_token_expert * tokens_per_hit(resident.shares[layer], tokens)
+    sooner = each_s < loading.copy_s
+    cpu_s = np.where(sooner, missed * each_s, 0.0).sum(axis=0)
+    return np.where(sooner, 0.0, missed).sum(axis=0), cpu_s
 
 
 def tokens_per_hit(shares: Floats, tokens: Floats) -> Floats:

@@ -78,7 +78,7 @@ class Cell(_Part):
     """Median duration [s]."""
     spread: float = Field(ge=0, allow_inf_nan=False)
     """Interquartile range over the median."""
-    repeats: int = Field(gt=0)
+    repeats: int = Field(gt=0, le=10**12)
     """Timed repetitions behind the median."""
 
 
@@ -118,7 +118,7 @@ class ExpertLoad(_Part):
     """Median duration of one: that of all in flight over their number [s]."""
     spread: float = Field(ge=0, allow_inf_nan=False)
     """Interquartile range over the median."""
-    repeats: int = Field(gt=0)
+    repeats: int = Field(gt=0, le=10**12)
     """Timed repetitions behind the median."""
 
 
@@ -139,7 +139,7 @@ class Swap(_Part):
     """Median duration [s]."""
     spread: float = Field(ge=0, allow_inf_nan=False)
     """Interquartile range over the median."""
-    repeats: int = Field(gt=0)
+    repeats: int = Field(gt=0, le=10**12)
     """Timed repetitions behind the median."""
 
 
@@ -390,7 +390,7 @@ def read_profile(name: str | Path, *, relative_to: Path | None = None) -> Any:
 def read_json(path: Path) -> Any:
     """Read a file as plain data; ProfileError where it is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as wrong:
         raise ProfileError(f"{path}: not readable ({wrong})") from None
     except json.JSONDecodeError as wrong:
@@ -398,6 +398,9 @@ def read_json(path: Path) -> Any:
             f"{path}: broken at line {wrong.lineno}, column {wrong.colno} ({wrong.msg}); "
             "truncated? profile again"
         ) from None
+    # Numbers of thousands of digits, and lists in lists without end.
+    except (ValueError, RecursionError) as wrong:
+        raise ProfileError(f"{path}: broken ({wrong}); profile again") from None
 
 
 def profile_from(content: Any, source: str) -> Profile:

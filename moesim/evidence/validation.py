@@ -18,13 +18,15 @@ from typing import Any
 import pandas as pd
 
 from moesim.errors import ScenarioError
-from moesim.evidence.compare import COLUMNS
+from moesim.evidence.compare import COLUMNS, KEYS
 from moesim.serving.records import read_records
 
 COMPARISON = "comparison.json"
 PREDICTED = "predicted.parquet"
 PROFILE = "profile.json"
 FOLDER_VARIABLE = "MOESIM_DEMO"
+MOST = 1e300
+"""Beyond any figure; integers may be larger than a float can hold."""
 NUMBERS = ["measured", "predicted", "low", "high", "error", "spread"]
 
 
@@ -72,8 +74,8 @@ def load_validation(folder: Path) -> Validation:
         comparison=_comparison(content.get("comparison"), folder / COMPARISON),
         measured=[read_records(path) for path in runs],
         predicted=read_records(folder / PREDICTED),
-        facts={str(name): str(value) for name, value in dict(content.get("facts") or {}).items()},
-        notes=[str(note) for note in content.get("notes") or []],
+        facts=_facts(content.get("facts") or {}, folder / COMPARISON),
+        notes=_notes(content.get("notes") or [], folder / COMPARISON),
         tenants=_tenants(content.get("tenants"), folder / COMPARISON),
     )
 
@@ -86,41 +88,66 @@ def named_tables(measured: list[pd.DataFrame], predicted: pd.DataFrame) -> dict[
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as wrong:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as wrong:
         raise ScenarioError(f"{path}: not readable ({wrong}); validate again") from None
     if not isinstance(content, dict):
         raise ScenarioError(f"{path}: expected comparison, facts and notes; validate again")
     return content
 
 
+def _facts(facts: Any, path: Path) -> dict[str, str]:
+    if not isinstance(facts, dict):
+        raise ScenarioError(f"{path}: facts: {facts!r:.40} is not names and values; validate again")
+    return {str(name): str(value) for name, value in facts.items()}
+
+
+def _notes(notes: Any, path: Path) -> list[str]:
+    if not isinstance(notes, list):
+        raise ScenarioError(f"{path}: notes: {notes!r:.40} is not a list; validate again")
+    return [str(note) for note in notes]
+
+
 def _tenants(rows: Any, path: Path) -> pd.DataFrame:
     """Return the comparison by tenant; validations of one tenant, and older ones, have none."""
     if not rows:
         return pd.DataFrame()
-    names = [str(row.get("tenant")) for row in rows] if isinstance(rows, list) else []
-    found = _comparison(rows, path)
-    found.insert(0, "tenant", names)
+    found = _comparison(rows, path, "tenants")
+    found.insert(0, "tenant", [str(row.get("tenant")) for row in rows])
     return found
 
 
-def _comparison(rows: Any, path: Path) -> pd.DataFrame:
+def _comparison(rows: Any, path: Path, field: str = "comparison") -> pd.DataFrame:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ScenarioError(f"{path}: comparison: expected a list of rows; validate again")
+        raise ScenarioError(f"{path}: {field}: expected a list of rows; validate again")
     missing = [name for name in COLUMNS if not all(name in row for row in rows)]
     if missing:
         # Predictions had no intervals once.
         raise ScenarioError(
-            f"{path}: comparison: its rows lack {', '.join(missing)}, as those of older versions "
+            f"{path}: {field}: its rows lack {', '.join(missing)}, as those of older versions "
             "do; validate again"
         )
-    try:
-        # JSON has no NaN: the spread of a single run is null there.
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
-            {**dict.fromkeys(NUMBERS, float), "close": bool, "hit": bool}
-        )
-    except (TypeError, ValueError) as wrong:
-        raise ScenarioError(f"{path}: comparison: {wrong}; validate again") from None
+    for number, row in enumerate(rows):
+        wrong = next((name for name in COLUMNS if not _possible(name, row)), None)
+        if wrong:
+            raise ScenarioError(
+                f"{path}: {field}.{number}.{wrong}: {row[wrong]!r:.40} is not possible; "
+                "validate again"
+            )
+    # JSON has no NaN: the spread of a single run is null there.
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
+        {**dict.fromkeys(NUMBERS, float), "close": bool, "hit": bool}
+    )
+
+
+def _possible(name: str, row: dict[str, Any]) -> bool:
+    """Whether what a row says in a column is of its kind."""
+    value = row[name]
+    if name in ("metric", "statistic"):
+        return (row["metric"], row["statistic"]) in KEYS
+    if name in NUMBERS:
+        return value is None or (type(value) in (int, float) and abs(value) < MOST)
+    return isinstance(value, bool)
 
 
 def _run_number(path: Path) -> tuple[int, str]:

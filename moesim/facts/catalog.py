@@ -13,7 +13,7 @@ from moesim.errors import ScenarioError
 from moesim.facts.configs import RUNNABLE
 from moesim.facts.hardware import Device
 from moesim.facts.models import ModelSpec, read_config
-from moesim.files import read_yaml
+from moesim.files import read_yaml, shown
 
 SUFFIX = {
     "hardware": ".yaml",
@@ -36,21 +36,26 @@ def locate(folder: str, name: str, *, relative_to: Path | None = None) -> Path:
 
     Raises ScenarioError with the names that exist.
     """
-    for candidate in (Path(name), (relative_to or Path()) / name):
-        if _is_there(candidate, folder == "models"):
-            return candidate
+    path = written_path(folder, name, relative_to=relative_to)
+    if path is not None:
+        return path
     known = shipped(folder)
     if name in known:
         return known[name]
-    raise ScenarioError(
-        f"{name}: neither a file nor one of the shipped {folder}: {', '.join(known) or 'none'}"
-    )
+    listed = ", ".join(known) or "none"
+    raise ScenarioError(f"{shown(name)}: neither a file nor one of the shipped {folder}: {listed}")
+
+
+def written_path(folder: str, name: str, *, relative_to: Path | None = None) -> Path | None:
+    """Return the path that `name` is, before the working folder, then that given; None if none."""
+    candidates = (Path(name), (relative_to or Path()) / name)
+    return next((path for path in candidates if _is_there(path, folder == "models")), None)
 
 
 def _is_there(path: Path, folders_too: bool) -> bool:
     try:
         return path.is_file() or (folders_too and path.is_dir())
-    except OSError:  # a name too long to be a path
+    except (OSError, ValueError):  # too long to be a path, or with a null character
         return False
 
 

@@ -14,6 +14,12 @@ from moesim.errors import ScenarioError
 Config = Mapping[str, Any]
 Fields = dict[str, Any]
 
+MOST = 2**31 - 1
+"""No size of a model is greater: what 32 bits count."""
+
+MOST_LAYERS = 10_000
+"""No model has more layers, or experts in a layer: some ten times what any published one has."""
+
 SWITCH_LENGTH = 512
 """Tokens on either side that Switch Transformers were trained with (arXiv 2101.03961, section 2.2);
 their configurations name no maximum, as relative positions need none."""
@@ -357,6 +363,9 @@ def _count(
         raise ScenarioError(f"{source}: {name}: missing; add it")
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ScenarioError(f"{source}: {name}: {value!r} must be a whole number {bound}")
+    most = MOST_LAYERS if name.endswith(("layers", "experts")) else MOST
+    if value > most:
+        raise ScenarioError(f"{source}: {name}: {value} must be at most {most}")
     return value
 
 

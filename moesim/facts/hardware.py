@@ -9,6 +9,11 @@ PCIE_BYTES_PER_S = {3: 15.754e9, 4: 31.508e9, 5: 63.015e9}
 (PCI Express Base Specification) [B/s]."""
 
 
+SLOWEST, FASTEST = 1.0, 1e21
+"""Between which every rate of a device is, in bytes or FLOP a second: a slip of the pen is found,
+and what is computed from it stays a number."""
+
+
 class Facts(BaseModel):
     """What device files are made of: unknown fields are errors."""
 
@@ -18,9 +23,9 @@ class Facts(BaseModel):
 class Line(Facts):
     """A duration that grows with a message: `latency_s + bytes / bytes_per_s`."""
 
-    latency_s: float = Field(gt=0)
+    latency_s: float = Field(ge=1e-12, le=3600)
     """What the shortest message takes [s]."""
-    bytes_per_s: float = Field(gt=0)
+    bytes_per_s: float = Field(ge=SLOWEST, le=FASTEST)
     """Bytes of the message over the time that they add [B/s]."""
 
     def seconds(self, message_bytes: float) -> float:
@@ -35,7 +40,7 @@ class AllReduce(Facts):
     """One exchange between all, as short messages are reduced."""
     long: Line
     """Two exchanges, or NCCL, as long messages are reduced."""
-    typical_error: float = Field(ge=0)
+    typical_error: float = Field(ge=0, le=100)
     """Median relative deviation of the lines from the measurements behind them."""
 
     def seconds(self, message_bytes: float) -> float:
@@ -52,25 +57,25 @@ class Device(Facts):
     """`cuda` or `cpu`."""
     reported_as: tuple[str, ...] = ()
     """What the driver calls it; profiles of anything else are refused. Any of its kind if empty."""
-    memory_bytes: int = Field(gt=0)
+    memory_bytes: int = Field(gt=0, le=10**18)
     """Memory for weights and KV cache [B]."""
-    memory_bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
+    memory_bandwidth_bytes_per_s: float | None = Field(default=None, ge=SLOWEST, le=FASTEST)
     """Datasheet memory bandwidth [B/s]."""
-    bf16_flop_per_s: float | None = Field(default=None, gt=0)
+    bf16_flop_per_s: float | None = Field(default=None, ge=SLOWEST, le=FASTEST)
     """Datasheet dense bf16 rate [FLOP/s]."""
-    fp8_flop_per_s: float | None = Field(default=None, gt=0)
+    fp8_flop_per_s: float | None = Field(default=None, ge=SLOWEST, le=FASTEST)
     """Datasheet dense fp8 rate; none where the device has no fp8 [FLOP/s]."""
-    sms: int | None = Field(default=None, gt=0)
+    sms: int | None = Field(default=None, gt=0, le=10**6)
     """Streaming multiprocessors; of a CPU its cores."""
-    sm_bytes_per_s: float | None = Field(default=None, gt=0)
+    sm_bytes_per_s: float | None = Field(default=None, ge=SLOWEST, le=FASTEST)
     """What one of these alone reads at most, where that was measured [B/s]."""
     mig: Literal["a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb"] | None = None
     """The MIG geometry by which the device can be divided."""
     pcie_generation: Literal[3, 4, 5] | None = None
     """PCI Express generation of its 16 lanes to the host."""
-    pcie_pinned_bytes_per_s: float | None = Field(default=None, gt=0)
+    pcie_pinned_bytes_per_s: float | None = Field(default=None, ge=SLOWEST, le=FASTEST)
     """What large copies from pinned host memory typically reach; a profile measures it [B/s]."""
-    nvlink_bytes_per_s: float | None = Field(default=None, gt=0)
+    nvlink_bytes_per_s: float | None = Field(default=None, ge=SLOWEST, le=FASTEST)
     """Datasheet NVLink bandwidth of the device, both directions added up [B/s]."""
     all_reduce: dict[int, AllReduce] = {}
     """All-reduces over NVLink by number of GPUs."""

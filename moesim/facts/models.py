@@ -249,12 +249,12 @@ def read_config(path: Path, architectures: Collection[str] = RUNNABLE) -> ModelS
     """
     file = path / "config.json" if path.is_dir() else path
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ScenarioError(
             f"{file}: no such file; give a checkpoint folder with a config.json"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as wrong:
+    except (OSError, ValueError, RecursionError) as wrong:
         raise ScenarioError(f"{file}: not readable as JSON ({wrong})") from None
     if not isinstance(config, dict):
         raise ScenarioError(f"{file}: expected a JSON object, found {type(config).__name__}")

@@ -4,7 +4,7 @@ Runs of one number meet the same draws in every deployment (`moesim.simulation.r
 the ratio of two deployments is taken run by run: what chance does to both falls out of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,13 @@ COLUMNS = (
 )
 
 
+NOTES = ("refused", "above capacity", "warning")
+"""What a note is about: requests not served, a queue that grows, or what is doubtful."""
+
+NOTHING = (float("nan"),) * 6
+"""The figures of a row that has none."""
+
+
 def same_traffic(scenarios: Mapping[str, Scenario]) -> None:
     """Raise ScenarioError unless all scenarios have the same tenants and last as long."""
     (first, wanted), *others = scenarios.items()
@@ -59,11 +66,13 @@ def same_traffic(scenarios: Mapping[str, Scenario]) -> None:
             )
 
 
-def side_by_side(found: Mapping[str, Replications]) -> pd.DataFrame:
+def side_by_side(found: Mapping[str, Replications], notes: Sequence[str] = ()) -> pd.DataFrame:
     """Return a row per deployment and figure, `COLUMNS`; ratios are to the first deployment.
 
     A figure that does not exist is NaN, as are intervals of single runs. Where a scenario names a
     curve of quality there is a row `quality` with the curve's metric and what is known in words.
+    What a reader must not miss are rows `note`, their statistic one of `NOTES`; `notes`
+    are said of all.
     """
     base = next(iter(found.values()))
     rows = []
@@ -82,6 +91,7 @@ def side_by_side(found: Mapping[str, Replications]) -> pd.DataFrame:
                 )
             )
         rows += _quality(name, metrics["quality"])
+        rows += [(name, "note", kind, *NOTHING, said) for kind, said in _notes(metrics, notes)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -90,7 +100,20 @@ def _quality(name: str, known: Mapping[str, Any] | None) -> list[tuple[Any, ...]
     if known is None:
         return []
     value = float("nan") if known["value"] is None else known["value"]
-    return [(name, "quality", known["metric"], value, *(float("nan"),) * 5, known["sentence"])]
+    return [(name, "quality", known["metric"], value, *NOTHING[1:], known["sentence"])]
+
+
+def _notes(metrics: Mapping[str, Any], notes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield what limits a deployment's figures: which of `NOTES`, and a line that says it."""
+    overall = metrics["overall"]
+    reason = metrics["refusal"]
+    if overall["refused"] or reason:
+        many = f"{overall['refused']:g} of {overall['requests']:g} requests refused"
+        yield "refused", f"{many}: {reason}" if reason else many
+    if metrics["steady"]["kind"] == "above capacity":
+        yield "above capacity", metrics["steady"]["sentence"]
+    for warning in (*metrics["warnings"], *notes):
+        yield "warning", f"warning: {warning}"
 
 
 def _figure(overall: Mapping[str, Any], metric: str, statistic: str) -> float:

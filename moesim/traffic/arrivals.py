@@ -3,13 +3,28 @@
 from collections.abc import Callable
 from functools import cache
 from math import exp, expm1, gamma, lgamma, log
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Gaps = Callable[[int], NDArray[np.float64]]
+
+
+RAREST = 1e-12
+"""The least rate: a request in thirty thousand years; gaps of much lower ones are no numbers
+[requests/s]."""
+
+
+def _not_too_rare(rate_per_s: float) -> float:
+    if 0 < rate_per_s < RAREST:
+        raise ValueError(f"must be at least {RAREST:g}; raise it")
+    return rate_per_s
+
+
+Rate = Annotated[float, AfterValidator(_not_too_rare)]
+"""A mean rate of requests [requests/s]."""
 
 
 class ArrivalProcess(BaseModel):
@@ -23,7 +38,7 @@ class Poisson(ArrivalProcess):
 
     kind: Literal["poisson"]
     """`poisson`."""
-    rate_per_s: float = Field(gt=0, le=1e5, allow_inf_nan=False)
+    rate_per_s: Rate = Field(gt=0, le=1e5, allow_inf_nan=False)
     """Mean requests per second."""
 
     def times_s(self, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -37,7 +52,7 @@ class Gamma(ArrivalProcess):
 
     kind: Literal["gamma"]
     """`gamma`."""
-    rate_per_s: float = Field(gt=0, le=1e5, allow_inf_nan=False)
+    rate_per_s: Rate = Field(gt=0, le=1e5, allow_inf_nan=False)
     """Mean requests per second."""
     cv: float = Field(ge=0.001, le=20)
     """Coefficient of variation of the gaps: their standard deviation over their mean."""
@@ -55,7 +70,7 @@ class Weibull(ArrivalProcess):
 
     kind: Literal["weibull"]
     """`weibull`."""
-    rate_per_s: float = Field(gt=0, le=1e5, allow_inf_nan=False)
+    rate_per_s: Rate = Field(gt=0, le=1e5, allow_inf_nan=False)
     """Mean requests per second."""
     cv: float = Field(ge=0.01, le=20)
     """Coefficient of variation of the gaps: their standard deviation over their mean."""
@@ -75,7 +90,7 @@ class Constant(ArrivalProcess):
 
     kind: Literal["constant"]
     """`constant`."""
-    rate_per_s: float = Field(gt=0, le=1e5, allow_inf_nan=False)
+    rate_per_s: Rate = Field(gt=0, le=1e5, allow_inf_nan=False)
     """Requests per second."""
 
     def times_s(self, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:

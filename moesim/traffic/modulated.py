@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from moesim.traffic.arrivals import ArrivalProcess, gamma_wait, renewal
+from moesim.traffic.arrivals import ArrivalProcess, Rate, gamma_wait, renewal
 
 Floats = NDArray[np.float64]
 
@@ -24,12 +24,16 @@ class OnOff(ArrivalProcess):
 
     kind: Literal["on-off"]
     """`on-off`."""
-    on_rate_per_s: float = Field(gt=0, le=1e5, allow_inf_nan=False)
+    on_rate_per_s: Rate = Field(gt=0, le=1e5, allow_inf_nan=False)
     """Requests per second while on: the peak, not the mean."""
     on_s: float = Field(ge=1e-3, le=1e7, allow_inf_nan=False)
     """Mean length of an on period [s]."""
     off_s: float = Field(ge=1e-3, le=1e7, allow_inf_nan=False)
     """Mean length of an off period [s]."""
+
+    def pieces(self, duration_s: float) -> float:
+        """Return about how many periods there are in so long."""
+        return 2 * duration_s / (self.on_s + self.off_s)
 
     @property
     def rate_per_s(self) -> float:
@@ -80,6 +84,10 @@ class Diurnal(ArrivalProcess):
         if not any(self.rates_per_s):
             raise ValueError("rates_per_s must not all be zero")
         return self
+
+    def pieces(self, duration_s: float) -> float:
+        """Return about how many steps there are in so long."""
+        return duration_s * len(self.rates_per_s) / self.period_s
 
     @property
     def rate_per_s(self) -> float:

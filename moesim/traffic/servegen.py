@@ -52,9 +52,9 @@ class ServeGenArrivals(ArrivalProcess):
     """The client windows: a CSV with client_id, window_start_s, rate_req_s, cv, arrival_family."""
     client: str
     """Which client, by its id in the file."""
-    start_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    start_s: float = Field(default=0.0, ge=0, le=1e12, allow_inf_nan=False)
     """Where in the file's time to begin [s]."""
-    speedup: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    speedup: float = Field(default=1.0, ge=1e-6, le=1e6, allow_inf_nan=False)
     """How much faster than recorded; 0.5 is half as fast."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the client's requests that come here, each by chance; the others are left out."""
@@ -74,6 +74,12 @@ class ServeGenArrivals(ArrivalProcess):
         replayed: Floats = (inside - self.start_s) / self.speedup
         # Dividing may round the last arrival up to the end.
         return replayed[replayed < duration_s]
+
+    def expected(self, windows: pd.DataFrame, duration_s: float) -> float:
+        """Return how many arrivals the windows that this touches hold, before `share`."""
+        end_s = self.start_s + duration_s * self.speedup
+        here = windows[(windows["end_s"] > self.start_s) & (windows["start_s"] < end_s)]
+        return float(((here["end_s"] - here["start_s"]) * here["rate_per_s"]).sum())
 
     def _kept(self, times: Floats, rng: np.random.Generator) -> Floats:
         return times[rng.random(times.size) < self.share]
@@ -164,7 +170,7 @@ def lengths_from(table: Table, *, skip_bad_rows: bool = False) -> pd.DataFrame:
     for field, column in QUANTILES.items():
         quantiles = [_rising(value) for value in table.frame[column]]
         wrong = np.array([value is None for value in quantiles], dtype=bool)
-        rows.refuse(column, wrong, "a list of rising lengths")
+        rows.refuse(column, wrong, f"a list of rising lengths of at most {LONGEST} tokens")
         frame[field] = pd.Series(quantiles, dtype=object)
     return _in_order(frame[rows.settle(skip=skip_bad_rows)], table)
 
@@ -253,8 +259,9 @@ def _rising(value: object) -> tuple[float, ...] | None:
     listed = list(value) if isinstance(value, (list, np.ndarray)) else []
     if len(listed) < 2 or not all(type(item) in (int, float) for item in listed):
         return None
-    lengths = np.array(listed, dtype=float)
-    sound = np.all(np.isfinite(lengths)) and lengths[0] >= 0 and np.all(np.diff(lengths) >= 0)
+    if not all(0 <= item <= LONGEST for item in listed):
+        return None
+    sound = np.all(np.diff(np.array(listed, dtype=float)) >= 0)
     return tuple(listed) if sound else None
 
 

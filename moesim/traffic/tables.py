@@ -119,6 +119,9 @@ def _quick_csv(content: bytes, path: Path) -> Table:
     return Table(path=path, frame=raw[~(raw == "").all(axis=1)])
 
 
+HALF = "a \\u escape is half of a character (a lone surrogate); correct it"
+
+
 def _careful_csv(text: str, path: Path) -> Table:
     """Read a CSV row by row, to say which lines are too long."""
     reader = csv.reader(io.StringIO(text, newline=""))
@@ -152,18 +155,31 @@ def _json(content: bytes, path: Path) -> Table:
 def _objects(text: str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
     """Return a file's JSON objects by their lines, and what is wrong with the other lines."""
     if isinstance(whole := _parsed(text), dict):
-        return {1: whole}, {}
+        return ({1: whole}, {}) if _is_text(whole, text) else ({}, {1: HALF})
     rows: dict[int, dict[str, Any]] = {}
     broken: dict[int, str] = {}
     # Only "\n" ends a line: a JSON string may hold the other characters that str.splitlines takes.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             value = _parsed(line)
-            if isinstance(value, dict):
-                rows[number] = value
-            else:
+            if not isinstance(value, dict):
                 broken[number] = "not a JSON object"
+            elif not _is_text(value, line):
+                broken[number] = HALF
+            else:
+                rows[number] = value
     return rows, broken
+
+
+def _is_text(value: Any, text: str) -> bool:
+    """Return whether JSON's strings can be written: escapes may spell half of a character."""
+    if "\\u" not in text:
+        return True
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parsed(text: str) -> Any:

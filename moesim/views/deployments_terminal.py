@@ -1,6 +1,6 @@
 """Deployments side by side on the terminal: a table of figures, and their ratios to the first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -42,7 +42,7 @@ def show_deployments(table: pd.DataFrame) -> None:
     """Print the rows of `moesim.planning.side_by_side`, a table a load and one of ratios."""
     console = Console(highlight=False)
     console.width = max(WIDTH, console.width)
-    for load, part in table.groupby("load"):
+    for load, part in table[table["metric"] != "note"].groupby("load"):
         title = "" if table["load"].nunique() == 1 else f"load x {load:g}"
         console.print(_figures(part, title))
         if part["deployment"].nunique() > 1:
@@ -52,6 +52,28 @@ def show_deployments(table: pd.DataFrame) -> None:
     known = table[table["metric"] == "quality"].drop_duplicates("deployment")
     for name, note in zip(known["deployment"], known["note"], strict=True):
         console.print(printable(f"{name}: {note}"), markup=False, soft_wrap=True)
+    for line in _notes(table):
+        console.print(printable(line), style="yellow", markup=False, soft_wrap=True)
+
+
+def _notes(table: pd.DataFrame) -> Iterator[str]:
+    """Yield a line for what is to be known of each deployment, and one for what all share.
+
+    A warning is said once; what changes with the load is said of the highest it is true of, with
+    all of them named.
+    """
+    notes = table[table["metric"] == "note"]
+    changing = notes[notes["statistic"] != "warning"]
+    several = table["load"].nunique() > 1
+    for (name, _), rows in changing.groupby(["deployment", "statistic"], sort=False):
+        loads = ", ".join(f"{load:g}" for load in rows["load"])
+        at = f" (load x {loads})" if several else ""
+        yield f"{name}{at}: {rows['note'].iloc[-1]}"
+    warnings = notes[notes["statistic"] == "warning"]
+    for warning, rows in warnings.groupby("note", sort=False):
+        named = rows["deployment"].unique()
+        everywhere = len(named) == table["deployment"].nunique()
+        yield str(warning) if everywhere else f"{', '.join(named)}: {warning}"
 
 
 def _figures(part: pd.DataFrame, title: str) -> Table:

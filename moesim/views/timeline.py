@@ -60,7 +60,7 @@ def write_timeline(
     """Write a timeline; the file appears whole or not at all."""
     encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
     events = timeline(records, logs, spans=spans, most_slices=most_slices)
-    with atomic_path(path) as draft, draft.open("w") as file:
+    with atomic_path(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit":"ms","traceEvents":[')
         for index, event in enumerate(events):
             file.write((",\n" if index else "\n") + encode(event))

@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from moesim.cli import app
+from moesim.facts.catalog import shipped
+from moesim.scenario import load_scenario
 from moesim.serving.series import COLUMNS
 
 
@@ -46,6 +48,36 @@ def test_files_are_written_and_named(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "metrics.json", "records.parquet", "s.csv", "scenario.yaml", "t.json",
     }  # fmt: skip
+
+
+def test_inputs_are_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the scenario by `--out`, nor a file that it names; and no file twice."""
+    _simulate("--replications", 1, "--out", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "scenario.yaml"
+    text = own.read_text()
+    for words in (("--out", "."), ("--series", own), ("--series", "a", "--timeline", "a")):
+        done = CliRunner().invoke(app, ["simulate", "scenario.yaml", *map(str, words)])
+        assert done.exit_code == 2
+        assert "choose another place" in done.stderr
+    assert own.read_text() == text
+
+
+def test_the_written_scenario_names_the_profile_used(tmp_path: Path) -> None:
+    """So that it gives the same again."""
+    profile = tmp_path / "p.json"
+    profile.write_text(shipped("profiles")["demo-cpu"].read_text())
+    _simulate("--replications", 1, "--profile", profile, "--out", tmp_path / "o")
+    written = load_scenario(tmp_path / "o" / "scenario.yaml")
+    assert {model.profile for model in written.models.values()} == {str(profile)}
+
+
+@pytest.mark.parametrize("words", [("--profile", ""), ("--out="), ("--series", "")])
+def test_empty_values_are_none(words: tuple[str, ...]) -> None:
+    """They are not taken for options that were not given."""
+    done = _simulate(*([words] if isinstance(words, str) else words))
+    assert done.exit_code == 2
+    assert done.stderr.endswith("is empty; give a value or leave it out\n")
 
 
 def test_json_on_stdout_is_json_alone(tmp_path: Path) -> None:

@@ -392,6 +392,25 @@ def test_copies_that_cannot_be(policy: str) -> None:
         POLICIES[policy]([0.5, 0.5], 1)
 
 
+def test_layers_alike_are_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of Mixtral's positions fill layers 0 to 15: two kinds, each as it is alone."""
+    asked: list[int] = []
+    alone = Resident.layer_misses
+
+    def counted(self: Resident, layer: int, tokens: np.ndarray) -> np.ndarray:
+        asked.append(layer)
+        return alone(self, layer, tokens)
+
+    monkeypatch.setattr(Resident, "layer_misses", counted)
+    resident = pinned(MIXTRAL, 128)
+    copied = expected_misses(resident, _mixtral(), max_batched_tokens=9).copied
+    assert asked == [0, 16]
+    tokens = np.arange(10.0)
+    assert all(
+        (copied[layer] == alone(resident, layer, tokens).sum(axis=0)).all() for layer in range(32)
+    )
+
+
 def test_tables_that_do_not_fit() -> None:
     """A mask of another shape, durations for other tokens, a link that sharing makes faster."""
     with pytest.raises(ScenarioError, match=r"a mask of shape \(8,\); .*\(8, 8\)"):

@@ -64,6 +64,38 @@ def test_a_broken_file_is_named(folder: Path, name: str, text: str, says: str) -
         load_validation(folder)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (["facts"], [1, 2], r"facts: \[1, 2\] is not names and values"),
+        (["facts"], 3, "facts: 3 is not names and values"),
+        (["notes"], 3, "notes: 3 is not a list"),
+        (["notes"], "x", "notes: 'x' is not a list"),
+        (["tenants"], 3, "tenants: expected a list of rows"),
+        (["tenants"], [3], "tenants: expected a list of rows"),
+        (["comparison", 0], None, "comparison: expected a list of rows"),
+        (["comparison", 0, "metric"], [1], r"comparison\.0\.metric: \[1\] is not possible"),
+        (["comparison", 0, "metric"], "speed", r"0\.metric: 'speed' is not possible"),
+        (["comparison", 0, "measured"], {}, r"0\.measured: {} is not possible"),
+        (["comparison", 0, "predicted"], 10**400, r"0\.predicted: 10+ is not possible"),
+        (["comparison", 1, "error"], "x", r"1\.error: 'x' is not possible"),
+        (["comparison", 1, "hit"], "no", r"1\.hit: 'no' is not possible"),
+    ],
+)
+def test_a_comparison_that_is_none(
+    folder: Path, place: list[str | int], value: object, says: str
+) -> None:
+    """Each part of another kind: the file, the part and the value are named."""
+    content = json.loads((folder / "comparison.json").read_text())
+    part: Any = content
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (folder / "comparison.json").write_text(json.dumps(content))
+    with pytest.raises(ScenarioError, match=rf"comparison\.json: .*{says}.*validate again"):
+        load_validation(folder)
+
+
 def test_no_real_run_is_an_error(folder: Path) -> None:
     for path in folder.glob("measured-*.parquet"):
         path.unlink()

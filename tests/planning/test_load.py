@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from moesim.errors import ScenarioError
-from moesim.planning.load import at_load
+from moesim.planning.load import at_load, rounded
 from moesim.requests import draw_requests
 from moesim.scenario import Scenario, scenario_from
 
@@ -62,8 +62,22 @@ def test_the_load_as_it_is_changes_nothing() -> None:
     assert at_load(base, 1) is base
 
 
-@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf")])
+def test_users_that_round_are_said() -> None:
+    """1.5 of three users are two, which is another load; a whole number is nothing to tell."""
+    users = scenario({"kind": "users", "count": 3, "think_s": 1})
+    (line,) = rounded(users, 0.5)
+    assert line.startswith("tenants.t: 3 users x 0.5 is rounded to 2, which is load x 0.667")
+    assert rounded(users, 2) == rounded(scenario(KINDS["poisson"]), 0.5) == []
+
+
+def test_more_than_a_scenario_may_ask() -> None:
+    """The tenant and the field are named."""
+    with pytest.raises(ScenarioError, match=r"load 1000: tenants.t.arrivals: rate_per_s: 400000"):
+        at_load(scenario({"kind": "poisson", "rate_per_s": 400.0}), 1000)
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), 1e-323, 1e308])
 def test_no_such_load(factor: float) -> None:
     """One line."""
-    with pytest.raises(ScenarioError, match="must be a number above 0"):
+    with pytest.raises(ScenarioError, match=r"must be a number from 0\.001 to 1000"):
         at_load(scenario(KINDS["poisson"]), factor)

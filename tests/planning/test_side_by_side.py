@@ -1,8 +1,10 @@
 """Deployments side by side: pairing by run, figures, and what does not compare."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from moesim.errors import ScenarioError
@@ -119,3 +121,26 @@ def test_deployments_of_one_workload_compare() -> None:
     longer = scenario("b").model_copy(update={"duration_s": 30})
     with pytest.raises(ScenarioError, match=r"b: duration_s: 30, in a it is 20"):
         same_traffic({"a": scenario("a"), "b": longer})
+
+
+def test_what_limits_the_figures_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused requests with the reason, a queue that grows, warnings: once over all loads."""
+    crowded = scenario("crowded", rate_per_s=200)
+    tenant = crowded.tenants["t"]
+    lengths = tenant.prompt_tokens.model_copy(update={"tokens": 2000})
+    long = {"t": tenant.model_copy(update={"prompt_tokens": lengths})}
+    refused = replicate(crowded.model_copy(update={"tenants": long}), replications=1)
+    doubtful = replace(refused.first, warnings=("one thing", "another"))
+    found = {
+        "crowded": replicate(crowded, replications=1),
+        "long": replace(refused, first=doubtful),
+    }
+    table = side_by_side(found)
+    notes = table[table["metric"] == "note"].groupby(["deployment", "statistic"])["note"].first()
+    assert "requests refused: " in notes["long", "refused"]
+    assert "above capacity" in notes["crowded", "above capacity"]
+    show_deployments(pd.concat([table.assign(load=load) for load in (1.0, 2.0)]))
+    out = capsys.readouterr().out
+    assert out.count("requests refused: ") == 1
+    assert out.count("crowded (load x 1, 2): above capacity") == 1
+    assert out.count("long: warning: one thing") == out.count("long: warning: another") == 1

@@ -196,7 +196,9 @@ def test_windows_that_are_none_are_refused(tmp_path: Path, row: str, words: str)
         clients_from(_table(tmp_path, HEADER + row + "\n"))
 
 
-@pytest.mark.parametrize("value", [[1], [2, 1], [1, None], [-1, 2], [1, float("nan")], "12", 7])
+@pytest.mark.parametrize(
+    "value", [[1], [2, 1], [1, None], [-1, 2], [1, float("nan")], [1, 10**400], [1, 1e300], "12", 7]
+)
 def test_quantiles_that_are_none_are_refused_or_skipped(tmp_path: Path, value: object) -> None:
     """At least two numbers that do not fall and are not negative."""
     rows = [LENGTHS[0], LENGTHS[1] | {"input_tokens_quantiles": value}]
