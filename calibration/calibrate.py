@@ -18,7 +18,7 @@ from calibration.host import Host
 from calibration.models import model_digest, open_model
 from calibration.operations import cells_of, measure
 from calibration.partial import Partial
-from calibration.probe import probe_s
+from calibration.probe import PROBED, probe_s
 from calibration.timing import UNSTABLE_SPREAD, median_and_spread
 from calibration.transfers import Asked, measure_transfers, watched
 from engine.serve.engine import Engine, EngineConfig
@@ -77,8 +77,15 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     Interrupted, it leaves its samples in `<out>.partial` and goes on from them when run again with
     the same settings on the same host. Raises CalibrationError where the budget is too small.
     """
+    if out.is_dir():
+        raise CalibrationError(f"--out {out}: is a folder; give a file name")
     progress(0.0, "loading the model")
     engine = engine_for(settings)
+    if engine.config.num_blocks < PROBED:
+        raise CalibrationError(
+            f"--kv-blocks: {engine.config.num_blocks} is too few to measure with; "
+            f"give {PROBED} or more"
+        )
     spec = engine.runner.decoder.spec
     if settings.transfers is not None:
         settings.transfers.check(spec)

@@ -1,18 +1,24 @@
 """The command `moesim-calibrate`: look at the host, profile a model, validate predictions."""
 
-import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+import sys
 
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+try:
+    import json
+    import time
+    from collections.abc import Iterator
+    from contextlib import contextmanager
+    from dataclasses import asdict
+    from pathlib import Path
+    from typing import Annotated
 
-from moesim import commands
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from moesim import commands
+except KeyboardInterrupt:  # before there is anything that could end it in order
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 DRAW_EVERY_S = 0.5
 
@@ -260,10 +266,13 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Join profiles."""
+    from calibration.merge import check_place
     from calibration.merge import merge as join
     from moesim.cost.profile import load_profile, save_profile
 
-    merged = join([(name, load_profile(name)) for name in profiles])
+    named = [(name, load_profile(name)) for name in profiles]
+    check_place(out, profiles)
+    merged = join(named)
     save_profile(merged, out)
     if as_json:
         print(json.dumps({"profile": str(out), **merged.verdict.model_dump()}, indent=1))
@@ -375,4 +384,8 @@ def report(
 
 def main() -> None:
     """Run the command."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -47,7 +47,7 @@ class Point:
 def points(spec: ModelSpec, limits: Limits, kv_tokens: int, block_size: int) -> list[Point]:
     """Return the measuring grid for a model under a replica's limits."""
     grid = []
-    for sequences in _doubling(1, limits.max_num_seqs):
+    for sequences in _doubling(1, _most_decodes(limits)):
         room = kv_tokens // sequences - block_size
         longest = min(limits.max_model_len - 1, room)
         if longest < 1:
@@ -71,7 +71,7 @@ def held_out(limits: Limits, kv_tokens: int, count: int = 8) -> list[Point]:
     rng = np.random.default_rng(0)
     candidates = []
     for _ in range(8 * count):
-        decodes = int(rng.integers(1, max(2, limits.max_num_seqs // 3)))
+        decodes = int(rng.integers(1, max(2, _most_decodes(limits) // 3)))
         context = min(limits.max_model_len // 2, kv_tokens // (2 * decodes))
         prompt = max(3, min(limits.max_batched_tokens // 4, limits.max_model_len // 2))
         parts = [Part(1, int(c)) for c in rng.integers(1, max(2, context), decodes)]
@@ -79,6 +79,11 @@ def held_out(limits: Limits, kv_tokens: int, count: int = 8) -> list[Point]:
         candidates.append(Point(tuple(parts)))
     fitting = [point for point in candidates if _fits(point, limits, kv_tokens)]
     return fitting[:count]
+
+
+def _most_decodes(limits: Limits) -> int:
+    """Return how many sequences can decode in one iteration, a token each."""
+    return min(limits.max_num_seqs, limits.max_batched_tokens)
 
 
 def _fits(point: Point, limits: Limits, kv_tokens: int) -> bool:

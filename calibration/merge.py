@@ -7,6 +7,7 @@ that happens to be free. Profiles of other hosts, models or MIG layouts are othe
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from calibration.calibrate import TOLERATED_DRIFT
 from calibration.merge_cells import between, pooled_by, pooled_router
 from moesim.cost.profile import Cell, Profile, Provenance, Transfers, Variant, Verdict
 from moesim.errors import CalibrationError
+from moesim.facts.catalog import locate
 
 Named = tuple[str, Profile]
 """Where a profile is from, and the profile."""
@@ -68,6 +70,15 @@ def check_comparable(named: Sequence[Named]) -> None:
                 f"{other}: operations: the same measurement as {one}; give it once"
             )
         _check_variants(one, _variants(profile), other, _variants(same))
+
+
+def check_place(out: Path, names: Sequence[str]) -> None:
+    """Raise CalibrationError where writing to `out` would replace one of the profiles."""
+    for name in names:
+        if out.exists() and out.samefile(locate("profiles", name)):
+            raise CalibrationError(
+                f"--out {out}: would replace {name}, one of the profiles; choose another file"
+            )
 
 
 def _check_variants(

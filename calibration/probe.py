@@ -12,12 +12,14 @@ from calibration.timing import median_and_spread
 from engine.serve.engine import Engine
 
 ITERATIONS = 20
+PROBED = 8
+"""Sequences of the batch, which take a KV block each or more."""
 
 
 def probe_s(engine: Engine) -> float:
     """Return the median duration of a small decode batch on an idle engine [s]."""
     limits = engine.config.limits
-    sequences = min(8, limits.max_num_seqs)
+    sequences = min(PROBED, limits.max_num_seqs)
     context = min(64, limits.max_model_len // 2, engine.config.num_blocks // sequences)
     point = Point((Part(1, context),) * sequences)
     rng = np.random.default_rng(1)

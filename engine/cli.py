@@ -1,16 +1,22 @@
 """The command `moesim-engine`: make checkpoints, generate from them, serve them."""
 
-import json
-from pathlib import Path
-from typing import Annotated
+import sys
 
-import typer
+try:
+    import json
+    from pathlib import Path
+    from typing import Annotated
 
-from engine.gateway.command import app as gateway_app
-from moesim import commands
-from moesim.serving.policies import POLICIES
-from moesim.serving.queues import ORDERS
-from moesim.serving.turns import POLICIES as TURNS
+    import typer
+
+    from engine.gateway.command import app as gateway_app
+    from moesim import commands
+    from moesim.serving.policies import POLICIES
+    from moesim.serving.queues import ORDERS
+    from moesim.serving.turns import POLICIES as TURNS
+except KeyboardInterrupt:  # before there is anything that could end it in order
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 app = commands.application("A mixture-of-experts inference engine in PyTorch, on CUDA or CPU.")
 app.add_typer(gateway_app, name="gateway")
@@ -79,6 +85,9 @@ Examples:
   moesim-engine quality --out quick/ --steps 20 --fine-steps 10
 """
 
+MOST_SEED = 2**63 - 1
+"""The largest that torch takes with and without a sign."""
+
 RANKS_HELP = "GPUs that share the model, each with a process; without a GPU, processes alone."
 
 
@@ -86,7 +95,7 @@ RANKS_HELP = "GPUs that share the model, each with a process; without a GPU, pro
 def make(
     model: Annotated[str, typer.Option(help="A shipped model or a config.json.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the weights.")] = 0,
 ) -> None:
     """Make a checkpoint."""
     import torch
@@ -117,7 +126,7 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of probability to draw from.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
     experts: Annotated[str, typer.Option(help=EXPERTS_HELP)] = "auto",
     precision: Annotated[str | None, typer.Option(help=PRECISION_HELP)] = None,
     rest_precision: Annotated[str | None, typer.Option(help=REST_HELP)] = None,
@@ -136,7 +145,7 @@ def generate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = told_precision(model, precision, rest_precision)
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-    with led(tensor_parallel) as leader:
+    with led(tensor_parallel, model) as leader:
         answers = generate_batch(
             leader.load(model, precision=told)
             if leader
@@ -238,11 +247,15 @@ def serve(
     max_body_mib: Annotated[float, typer.Option(min=0.001, help="MiB of a request's body.")] = 4,
     drain_s: Annotated[float, typer.Option(min=0, help="Seconds to finish at SIGTERM.")] = 30,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of requests without one; default none.")
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, help="Seed of requests without one; default none."),
     ] = None,
     records: Annotated[
         Path | None, typer.Option(help="Write a row a request here at the end (.parquet, .csv).")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace records that are there.")
+    ] = False,
     gateway: Annotated[
         Path | None, typer.Option(help="Sorts prompts by topic; of `gateway train`.")
     ] = None,
@@ -252,7 +265,7 @@ def serve(
 ) -> None:
     """Serve over HTTP."""
     _require_server()
-    from engine.server.command import Setting, named, serve
+    from engine.server.command import Setting, body_bytes, named, serve
     from engine.server.hosting import Hosting
     from engine.server.scheduling import Scheduling, by_tenant
     from engine.server.scheduling import weight as share
@@ -261,7 +274,6 @@ def serve(
     from engine.variants.hosting import Together, together_or_none
     from engine.variants.serving import Turns
     from engine.variants.store import Residency
-    from moesim.units import MIB
 
     hosting = Hosting(
         max_num_seqs=max_num_seqs,
@@ -304,12 +316,13 @@ def serve(
             models=model or [],
             together=together_or_none(together),
             hosting=hosting,
-            bounds=Bounds(body_bytes=int(max_body_mib * MIB), queue=max_queue),
+            bounds=Bounds(body_bytes=body_bytes(max_body_mib), queue=max_queue),
             host=host,
             port=port,
             api_key=api_key,
             drain_s=drain_s,
             records=records,
+            overwrite=overwrite,
             gateway=gateway,
             experts_of=experts_of,
         )
@@ -385,4 +398,8 @@ def _token_ids(text: str) -> list[int]:
 
 def main() -> None:
     """Run the command."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -39,7 +39,7 @@ def told_precision(path: Path, weights: str | None, rest: str | None) -> Precisi
     `weights` is the format of all, `rest` of all but the experts. Raises EngineError for a model
     that cannot be narrowed.
     """
-    if not (weights or rest):
+    if weights is None and rest is None:
         return None
     return precision_of(spec_of(path, DECODERS).dtype, weights, rest)
 

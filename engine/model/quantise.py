@@ -37,8 +37,8 @@ def precision_of(dtype: str, weights: str | None, rest: str | None) -> Precision
     >>> precision_of("bfloat16", "int4", "int8")
     Precision(experts='int4', rest='int8', kv='bf16')
     """
-    base = Precision.uniform(weights) if weights else Precision.of_dtype(dtype)
-    return replace(base, rest=rest or base.rest)
+    base = Precision.of_dtype(dtype) if weights is None else Precision.uniform(weights)
+    return base if rest is None else replace(base, rest=rest)
 
 
 def quantise(model: Decoder, precision: Precision) -> None:

@@ -38,6 +38,7 @@ from moesim.errors import EngineError
 from moesim.facts.configs import DECODERS
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
+from moesim.facts.slices import NODE
 
 PATIENCE_S = 120.0
 """What a rank waits for the others in a sum [s]; longest is the first, when kernels compile."""
@@ -207,13 +208,18 @@ def leading(
     """Start the processes of so many ranks, of which this one is rank 0, and end them in the end.
 
     They run on GPUs where there are some, or on what `kind` says, "cuda" or "cpu". EngineError for
-    more ranks than GPUs.
+    more ranks than GPUs, or than devices of a node where there are none.
     """
     kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and ranks > torch.cuda.device_count():
         raise EngineError(
             f"tensor_parallel: {ranks} ranks need a GPU each, and there are "
             f"{torch.cuda.device_count()}; take no more"
+        )
+    if ranks > NODE:
+        raise EngineError(
+            f"tensor_parallel: {ranks} ranks are more than the {NODE} devices of a node; "
+            f"take at most {NODE}"
         )
     with tempfile.TemporaryDirectory(prefix="moesim-") as folder:
         meeting = Meeting(kind=kind, file=Path(folder) / "meeting", patience_s=patience_s)
@@ -222,9 +228,15 @@ def leading(
             yield leader
 
 
-def led(ranks: int) -> AbstractContextManager[Leader | None]:
-    """Start the ranks where there are several; None for one that needs no leader."""
-    return leading(ranks) if ranks > 1 else nullcontext()
+def led(ranks: int, folder: Path) -> AbstractContextManager[Leader | None]:
+    """Start the ranks where there are several; None for one that needs no leader.
+
+    EngineError, before any is started, where the model in `folder` cannot be divided among them.
+    """
+    if ranks == 1:
+        return nullcontext()
+    Rank(0, ranks).part_of(spec_of(folder, DECODERS))
+    return leading(ranks)
 
 
 class LeadingSwapSpace(SwapSpace):

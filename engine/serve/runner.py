@@ -18,7 +18,16 @@ from engine.model.stopwatch import Lap, no_lap
 from engine.serve.blocks import Blocks
 from engine.serve.graphs import DecodeGraphs
 from engine.serve.inputs import Flat, flat
-from engine.serve.sampling import Logprob, Sampler, Sampling, Stream, logprobs_of
+from engine.serve.sampling import (
+    NO_TOKEN,
+    Logprob,
+    Sampler,
+    Sampling,
+    SpoiledError,
+    Stream,
+    certain,
+    logprobs_of,
+)
 from engine.serve.swapping import SwapSpace
 from moesim.errors import EngineError
 from moesim.serving.sequences import Batch, Chunk, Sequence
@@ -124,15 +133,20 @@ class Runner:
         return self.decoder.forward(step, self.cache, lap)
 
     def _sample(self, logits: Tensor, emitting: Row[Chunk]) -> list[int]:
-        """Choose a token for each row of logits [S, V], by its request's own rule if it has one."""
-        if not self._streams:
-            return self._sampler(logits).tolist()
+        """Choose a token for each row of logits [S, V], by its request's own rule if it has one.
+
+        SpoiledError where one cannot be chosen; the iteration may then be run again without it.
+        """
         keys = [chunk.sequence.request_id for chunk in emitting]
-        streams = [self._streams.get(key) for key in keys]
+        streams = [self._streams.get(key) for key in keys] if self._streams else []
         chosen = self._sampler(logits, streams)
+        tokens = certain(logits, chosen).tolist()
+        if NO_TOKEN in tokens:
+            without = zip(keys, tokens, strict=True)
+            raise SpoiledError([key for key, token in without if token == NO_TOKEN])
         found = logprobs_of(logits, chosen, streams)
         self.logprobs = {keys[row]: logprob for row, logprob in found.items()}
-        return chosen.tolist()
+        return tokens
 
     def _make_room(self, batch: Batch) -> None:
         """Free the blocks of the preempted, swapped or not, then bring others' back."""

@@ -5,16 +5,33 @@ Shapes: S sequences that emit a token, V vocabulary.
 
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from moesim.errors import EngineError
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are taken as 0: logits over them may overflow."""
+
+NO_TOKEN = -1
+
+
+class SpoiledError(EngineError):
+    """Logits that are no finite numbers: from them no token of these `requests` can be chosen."""
+
+    def __init__(self, requests: Row[int]) -> None:
+        super().__init__(
+            f"request {', '.join(map(str, requests))}: the model's logits are not finite numbers; "
+            "look for NaN in its weights, or take a wider number format"
+        )
+        self.requests = requests
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen: greedy at temperature 0, else drawn from the tempered softmax.
+    """How tokens are chosen: greedy below `GREEDY_BELOW`, else drawn from the tempered softmax.
 
     `top_p` keeps the likeliest tokens that together reach this probability. A `seed` of None means
     draws that are not meant to be repeated. `logprobs` asks for the log-probability of the chosen
@@ -27,10 +44,15 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise EngineError(f"temperature: {self.temperature} must not be negative")
+        if not (self.temperature >= 0 and isfinite(self.temperature)):
+            raise EngineError(f"temperature: {self.temperature} must be finite and not negative")
         if not 0 < self.top_p <= 1:
             raise EngineError(f"top_p: {self.top_p} must be above 0 and at most 1")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +72,7 @@ class Stream:
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self.sampling = sampling
         self.generator: torch.Generator | None = None
-        if sampling.seed is not None and sampling.temperature > 0:
+        if sampling.seed is not None and not sampling.greedy:
             self.generator = torch.Generator(device=device).manual_seed(sampling.seed)
 
 
@@ -72,14 +94,14 @@ class Sampler:
         """
         own = [stream.sampling if stream else self._sampling for stream in streams]
         rules = own or [self._sampling] * len(logits)
-        if all(rule.temperature == 0.0 for rule in rules):
+        if all(rule.greedy for rule in rules):
             return logits.argmax(dim=-1)
         scores = _kept(_tempered(logits, rules), rules)
         # Gumbel's trick: the argmax of log p + Gumbel noise is a draw from p.
         drawn = (scores - self._noise(logits, streams)).argmax(dim=-1)
-        if all(rule.temperature > 0.0 for rule in rules):
+        if not any(rule.greedy for rule in rules):
             return drawn
-        greedy = torch.tensor([rule.temperature == 0.0 for rule in rules], device=logits.device)
+        greedy = torch.tensor([rule.greedy for rule in rules], device=logits.device)
         return torch.where(greedy, logits.argmax(dim=-1), drawn)
 
     def _noise(self, logits: Tensor, streams: Row[Stream | None]) -> Tensor:
@@ -99,7 +121,8 @@ def _tempered(logits: Tensor, rules: Row[Sampling]) -> Tensor:
     """Return logits over temperatures; greedy rows as they are."""
     if len({rule.temperature for rule in rules}) == 1:
         return logits.float() / rules[0].temperature
-    heat = torch.tensor([rule.temperature or 1.0 for rule in rules], device=logits.device)
+    heats = [1.0 if rule.greedy else rule.temperature for rule in rules]
+    heat = torch.tensor(heats, device=logits.device)
     return logits.float() / heat[:, None]
 
 
@@ -111,11 +134,21 @@ def _kept(scores: Tensor, rules: Row[Sampling]) -> Tensor:
     index = torch.tensor(rows, device=scores.device)
     share = torch.tensor([[rules[row].top_p] for row in rows], device=scores.device)
     ordered, tokens = scores[index].softmax(dim=-1).sort(dim=-1, descending=True)
-    # What comes before a token in this order; the likeliest has nothing before it and stays.
+    # What comes before a token in this order; nothing comes before the likeliest.
     beyond = ordered.cumsum(dim=-1) - ordered >= share
+    beyond[:, 0] = False  # a share may be so small that it is 0 in float32
     out = torch.zeros_like(beyond).scatter(-1, tokens, beyond)
     scores[index] = scores[index].masked_fill(out, -torch.inf)
     return scores
+
+
+def certain(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Return the chosen tokens (S,), `NO_TOKEN` where logits (S, V) are no finite numbers.
+
+    NaN and infinity are likeliest to every rule, so that the chosen one's logit tells of the row.
+    """
+    found = logits.gather(-1, chosen[:, None])[:, 0]
+    return chosen.where(found.isfinite(), NO_TOKEN)
 
 
 def logprobs_of(logits: Tensor, chosen: Tensor, streams: Row[Stream | None]) -> dict[int, Logprob]:

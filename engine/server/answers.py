@@ -163,5 +163,5 @@ def _sampling(request: CompletionRequest | ChatRequest) -> Sampling:
     else:
         logprobs = request.logprobs
     return Sampling(
-        temperature=request.heat, top_p=request.top_p, seed=request.seed, logprobs=logprobs
+        temperature=request.temperature, top_p=request.top_p, seed=request.seed, logprobs=logprobs
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from math import isfinite
 from pathlib import Path
 
 from engine.serve.lead import Leader, led
@@ -18,6 +19,7 @@ from engine.variants.hosting import Together, service_together
 from engine.variants.ledger import variants_frame
 from moesim.errors import EngineError, MoesimWarning
 from moesim.serving.records import records_frame, write_records
+from moesim.units import MIB
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]*")
 TABLES = (".parquet", ".csv")
@@ -35,6 +37,7 @@ class Setting:
     api_key: str
     drain_s: float
     records: Path | None
+    overwrite: bool = False
     gateway: Path | None = None
     experts_of: str = ""
     together: Together | None = None
@@ -45,7 +48,7 @@ def serve(setting: Setting) -> None:
     checkpoints = _checkpoints(setting)
     gateway = gateway_model(setting.gateway, setting.experts_of, checkpoints)
     if setting.records:
-        _check_place(setting.records)
+        _check_place(setting.records, overwrite=setting.overwrite)
     if not setting.api_key and not _is_loopback(setting.host):
         warnings.warn(
             f"--host {setting.host} without an API key: whoever reaches this address may use it",
@@ -58,7 +61,8 @@ def serve(setting: Setting) -> None:
             f"--tensor-parallel {ranks}: shares one model, not {len(checkpoints)}; "
             "serve each by a command of its own"
         )
-    with process.bound_socket(setting.host, setting.port) as taken, led(ranks) as leader:
+    taken = process.bound_socket(setting.host, setting.port)
+    with taken, led(ranks, next(iter(checkpoints.values()))) as leader:
         service = _service(setting, checkpoints, leader)
         service.gateway = gateway
         process.run(service, taken, setting.drain_s)
@@ -87,10 +91,16 @@ def _service(setting: Setting, checkpoints: Mapping[str, Path], leader: Leader |
     )
 
 
-def _check_place(records: Path) -> None:
+def _check_place(records: Path, *, overwrite: bool) -> None:
     """Raise EngineError where a table cannot be written; hours later it would be too late."""
     if records.suffix not in TABLES:
         raise EngineError(f"--records {records}: give a name ending in .parquet or .csv")
+    if records.is_dir():
+        raise EngineError(f"--records {records}: is a folder; give a file name")
+    if records.exists() and not overwrite:
+        raise EngineError(
+            f"--records {records}: exists already; remove it, choose another or add --overwrite"
+        )
     try:
         records.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=records.parent).close()
@@ -98,6 +108,13 @@ def _check_place(records: Path) -> None:
         raise EngineError(
             f"--records {records}: cannot be written ({wrong.strerror}); choose another place"
         ) from None
+
+
+def body_bytes(mib: float) -> int:
+    """Return the largest body of a request; EngineError where the limit is no finite number."""
+    if not isfinite(mib):
+        raise EngineError(f"--max-body-mib {mib:g}: give a number, say 4")
+    return int(mib * MIB)
 
 
 def named(models: list[str], option: str = "--model") -> dict[str, Path]:

@@ -14,8 +14,6 @@ from pydantic import (
 
 MOST_LOGPROBS = 20
 MOST_PROMPTS = 1024
-GREEDY_BELOW = 1e-5
-"""Temperatures below this are taken as 0: dividing by them would overflow."""
 
 
 class Schema(BaseModel):
@@ -88,11 +86,6 @@ class GenerationRequest(Schema):
         if "stream_options" in self.model_fields_set and not self.stream:
             raise ValueError("stream_options: only with stream true")
         return self
-
-    @property
-    def heat(self) -> float:
-        """The temperature that the sampler is given."""
-        return 0.0 if self.temperature < GREEDY_BELOW else self.temperature
 
 
 def _as_tuple(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 from typing import TypeVar
 
 from moesim.errors import EngineError
@@ -61,10 +61,12 @@ class Scheduling:
     def swap_blocks(self, spec: ModelSpec, block_size: int, useful: int) -> int:
         """Return the blocks that host memory takes, no more than `useful`; 0 where none are kept.
 
-        Raises EngineError where there is no room for one.
+        Raises EngineError where there is no room for one, or no end to it.
         """
         if not self.swaps:
             return 0
+        if not isfinite(self.swap_gib):
+            raise EngineError(f"--swap-gib {self.swap_gib:g}: give a number, say 4")
         blocks = int(self.swap_gib * GIB // (block_size * spec.kv_bytes_per_token))
         if blocks < 1:
             raise EngineError(f"--swap-gib {self.swap_gib:g}: no room for one KV block; give more")

@@ -6,7 +6,8 @@ loop, however many tokens were generated.
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -15,7 +16,7 @@ import torch
 
 from engine.model.allocation import shortage
 from engine.serve.engine import Engine
-from engine.serve.sampling import Logprob, Sampling
+from engine.serve.sampling import Logprob, Sampling, SpoiledError
 from engine.server.account import Account
 from engine.server.errors import ApiError, broken, exhausted
 from engine.server.metrics import GAUGES, Metrics, Reading
@@ -73,8 +74,9 @@ class Worker:
 
     `submit` and `cancel` are called from the event loop. Should the device run out of memory, the
     answers that run end with an error and the worker goes on; not so where the engine is not
-    `alone`, as other ranks are in the middle of the same iteration. Should the engine fail in any
-    other way, all open answers end with an error, and so does every later one.
+    `alone`, as other ranks are in the middle of the same iteration. Answers whose logits are no
+    numbers end alone. Should the engine fail in any other way, all open answers end with an error,
+    and so does every later one.
     """
 
     def __init__(
@@ -138,6 +140,8 @@ class Worker:
         """Run an iteration; where memory runs out, drop who runs and go on with who waits."""
         try:
             self.engine.step()
+        except SpoiledError as wrong:
+            self._drop(wrong.requests, str(wrong), broken)
         except RuntimeError as wrong:
             why = shortage(wrong, self.engine.runner.model.device)
             if why is None or not self._alone:
@@ -148,12 +152,16 @@ class Worker:
     def _shed(self, why: str) -> None:
         """End what runs with an error; who waits has nothing on the device yet."""
         running = [sequence.request_id for sequence in self.engine.scheduler.running]
-        for request_id in running:
+        self._drop(running, why, exhausted)
+
+    def _drop(self, requests: Row[int], why: str, error: Callable[[str], ApiError]) -> None:
+        """End requests that run with an error."""
+        for request_id in requests:
             job = self._jobs[request_id]
             self._cancel(request_id, why)
-            self._loop.call_soon_threadsafe(job.letters.put_nowait, exhausted(why))
+            self._loop.call_soon_threadsafe(job.letters.put_nowait, error(why))
         print(
-            f"warning: model {self.name!r}: {why}; {len(running)} requests that ran are dropped",
+            f"warning: model {self.name!r}: {why}; {len(requests)} requests that ran are dropped",
             file=sys.stderr,
             flush=True,
         )

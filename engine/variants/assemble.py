@@ -4,7 +4,7 @@ It has the variant's own non-expert set, the sources' experts at the shared posi
 at the others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from engine.model.loading import load_model
 from engine.variants.digest import digest
 from engine.variants.layout import Layout
-from engine.variants.positions import Model, expert_places
+from engine.variants.positions import Model, Position, expert_places
 from engine.variants.stored import StoredExperts
 from moesim.errors import EngineError
 
@@ -33,8 +33,7 @@ def assemble(
     check_folders(layout, folders)
     model = load_model(folders[variant], torch.device(device), dtype)
     places = expert_places(model)
-    if set(places) != {one.position for one in layout.ranking}:
-        raise EngineError(f"{folders[variant]}: has other expert positions than the layout")
+    check_positions(layout, folders[variant], places)
     stored = {name: StoredExperts(folder) for name, folder in folders.items() if name != variant}
     for position, source in layout.shared.items():
         if source != variant:
@@ -42,6 +41,16 @@ def assemble(
             for place, matrix in zip(places[position], matrices, strict=True):
                 place.copy_(matrix)
     return model
+
+
+def check_positions(layout: Layout, folder: Path, positions: Collection[Position]) -> None:
+    """Raise EngineError unless a layout ranks the expert positions of a checkpoint, all of them."""
+    ranked = {one.position for one in layout.ranking}
+    if ranked != set(positions):
+        raise EngineError(
+            f"{folder}: has other expert positions than the layout, {len(positions)} and not "
+            f"{len(ranked)} or not the same; make the layout again"
+        )
 
 
 def check_folders(layout: Layout, folders: Mapping[str, Path]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.model.decoder import Decoder
 from engine.model.layout import places
 from engine.model.reading import check, headers, missing, opened, unexpected, weight_files
-from engine.variants.assemble import check_folders
+from engine.variants.assemble import check_folders, check_positions
 from engine.variants.copies import Copies, Popularity
 from engine.variants.layout import Layout
 from engine.variants.positions import Position, positions_of
@@ -102,6 +102,8 @@ def load_family(
     _check_shapes(specs)
     if layout is not None:
         check_folders(layout, folders)
+        for name, folder in folders.items():
+            check_positions(layout, folder, positions_of(specs[name]))
     names, spec = list(folders), next(iter(specs.values()))
     whole = sharing.whole_models
     positions = [] if whole else positions_of(spec)

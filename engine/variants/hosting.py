@@ -93,7 +93,7 @@ def service_together(
 
 
 def _check(hosting: Hosting) -> None:
-    if hosting.precision or hosting.rest_precision:
+    if hosting.precision is not None or hosting.rest_precision is not None:
         raise EngineError("--precision: variants keep their checkpoints' format; leave it out")
     if hosting.tensor_parallel > 1:
         raise EngineError(

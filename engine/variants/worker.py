@@ -8,7 +8,9 @@ from threading import Event, Thread
 import torch
 
 from engine.model.allocation import shortage
+from engine.serve.sampling import SpoiledError
 from engine.server.account import Account
+from engine.server.errors import broken
 from engine.server.metrics import Metrics
 from engine.server.worker import Job, Order, Worker
 from engine.variants.ledger import WaitLedger
@@ -63,6 +65,10 @@ class VariantWorker(Worker):
     def shed(self, why: str) -> None:
         """End what runs with an error: the device's memory has run out."""
         self._shed(f"out of device memory: an iteration {why}")
+
+    def drop(self, wrong: SpoiledError) -> None:
+        """End the requests with an error from whose logits no token can be chosen."""
+        self._drop(wrong.requests, str(wrong), broken)
 
     def let_go(self) -> None:
         """Cancel everything: there is no more time."""
@@ -142,6 +148,8 @@ class Conductor:
         hit, missed = store.hit, store.missed
         try:
             self.engine.step()
+        except SpoiledError as wrong:
+            self.workers[self.engine.loaded].drop(wrong)
         except RuntimeError as wrong:
             why = shortage(wrong, next(iter(self.engine.family.decoders.values())).device)
             if why is None:

@@ -14,6 +14,7 @@ from calibration.operations import cells_of, measure
 from calibration.router import observe_router
 from calibration.timing import median_and_spread
 from moesim.cost.profile import COORDINATES, load_profile
+from moesim.errors import CalibrationError
 from moesim.facts.catalog import load_model
 from moesim.serving.scheduling import Limits
 
@@ -104,11 +105,12 @@ def test_cells_of_a_mixed_batch() -> None:
     assert cells["attention_prefill"] == (7.0, 4.0)
 
 
-@pytest.mark.parametrize("kv_tokens", [64, 400, 100_000])
-def test_grid_fits_the_replica(kv_tokens: int) -> None:
+@pytest.mark.parametrize("max_num_seqs", [16, 10**9])
+@pytest.mark.parametrize("kv_tokens", [32, 64, 400, 100_000])
+def test_grid_fits_the_replica(kv_tokens: int, max_num_seqs: int) -> None:
     """No point of the grid asks for more than the limits, the cache or the experts allow."""
     spec = load_model("demo-moe")
-    limits = Limits(max_num_seqs=16, max_batched_tokens=48, max_model_len=300)
+    limits = Limits(max_num_seqs=max_num_seqs, max_batched_tokens=48, max_model_len=300)
     grid = points(spec, limits, kv_tokens, 16)
     for point in [*grid, *held_out(limits, kv_tokens)]:
         blocks = sum(-(-(part.context + part.new_tokens) // 16) for part in point.parts)
@@ -117,6 +119,22 @@ def test_grid_fits_the_replica(kv_tokens: int) -> None:
         assert all(part.context + part.new_tokens <= 300 for part in point.parts)
         if point.distinct is not None:
             assert 2 <= point.distinct <= min(8, 2 * point.tokens)
+
+
+def test_a_cache_too_small_to_measure_with(settings: Settings, host: Host, tmp_path: Path) -> None:
+    """The probe's decodes would preempt each other."""
+    for blocks in (1, 7):
+        with pytest.raises(CalibrationError, match=f"--kv-blocks: {blocks} is too few"):
+            calibrate(replace(settings, num_blocks=blocks), tmp_path / "p.json", host)
+    kept = replace(settings, num_blocks=8, budget_s=0.01)
+    assert calibrate(kept, tmp_path / "p.json", host).kv.num_blocks == 8
+
+
+def test_a_folder_is_no_profile(settings: Settings, host: Host, tmp_path: Path) -> None:
+    """Known before anything is loaded."""
+    nothing = replace(settings, model="nowhere")
+    with pytest.raises(CalibrationError, match="is a folder; give a file name"):
+        calibrate(nothing, tmp_path, host)
 
 
 def test_prediction_of_a_point_uses_all_its_parts(profile_file: Path) -> None:

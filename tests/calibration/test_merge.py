@@ -250,6 +250,20 @@ def test_one_measurement_counts_once(tiny_content: Content) -> None:
         _merged(tiny_content())
 
 
+def test_an_input_is_not_overwritten(tiny_content: Content, tmp_path: Path) -> None:
+    """By whatever path the output is named."""
+    a, b, link = (tmp_path / name for name in ("a.json", "b.json", "link.json"))
+    a.write_text(json.dumps(tiny_content()))
+    b.write_text(json.dumps(_slower(tiny_content(), 1.1)))
+    link.symlink_to(b)
+    before = b.read_bytes()
+    refused = CliRunner().invoke(app, ["merge", str(a), str(b), "--out", str(link)])
+    assert (refused.exit_code, b.read_bytes()) == (2, before)
+    assert refused.stderr == (
+        f"error: --out {link}: would replace {b}, one of the profiles; choose another file\n"
+    )
+
+
 def test_the_command_writes_a_profile(tiny_content: Content, tmp_path: Path) -> None:
     """Which loads again; files that differ end in one line, and nothing is written."""
     files = [tmp_path / name for name in ("a.json", "b.json", "other.json", "out.json")]

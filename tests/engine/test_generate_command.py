@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 
 from engine.cli import app
 from engine.model.checkpoint import load_decoder
+from engine.model.loading import told_precision
 from engine.serve.generate import generate
 from engine.serve.sampling import Sampling
 from engine.server.hosting import Hosting, config_of
+from moesim.errors import MoesimError
 from moesim.facts.precision import Precision
 
 PROMPTS = [[5, 6, 7], [9, 8]]
@@ -52,6 +54,9 @@ def test_drawn_tokens(checkpoint: Path) -> None:
     [
         (["--experts", "swift"], "experts: 'swift' is none of auto, loop"),
         (["--precision", "int3"], "'int3' is not one of"),
+        (["--precision", ""], "--precision: is empty; give a value or leave it out"),
+        (["--temperature", "inf"], "temperature: inf must be finite"),
+        (["--seed", str(2**64)], "Invalid value for '--seed'"),
         (["--top-p", "0"], "top_p: 0.0 must be above 0"),
     ],
 )
@@ -60,6 +65,14 @@ def test_nonsense(checkpoint: Path, words: list[str], said: str) -> None:
     complaint = told(checkpoint, *words)
     assert said in complaint
     assert len(complaint.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("told", [("", None), (None, ""), ("fp32", "")])
+def test_an_empty_format_is_none(checkpoint: Path, told: tuple[str | None, str | None]) -> None:
+    """Nothing given is something else."""
+    with pytest.raises(MoesimError, match="'' is not one of"):
+        load_decoder(checkpoint, precision=told_precision(checkpoint, *told))
+    assert told_precision(checkpoint, None, None) is None
 
 
 @pytest.mark.parametrize("graphs", [True, False])

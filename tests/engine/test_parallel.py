@@ -230,6 +230,22 @@ def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def test_more_ranks_than_a_node_has_devices() -> None:
+    with pytest.raises(EngineError, match="9 ranks are more than the 8 devices"), leading(9, "cpu"):
+        pass
+
+
+def test_ranks_that_do_not_divide_the_model_are_never_started(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command refuses what config.json shows to be impossible."""
+    monkeypatch.setattr(lead, "get_context", None)
+    words = ["--model", str(checkpoint), "--prompt", "1", "--tensor-parallel", "1000"]
+    done = CliRunner().invoke(cli.app, ["generate", *words])
+    assert done.exit_code == 2
+    assert "1000 ranks do not divide num_attention_heads 4; take 1 or 2 or 4" in done.stderr
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -424,7 +440,7 @@ def test_service(leader: Leader, folders: Any, prompts: list[list[int]]) -> None
 
 
 def test_generate_command(leader: Leader, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lead, "led", lambda ranks: nullcontext(leader if ranks == 2 else None))
+    monkeypatch.setattr(lead, "led", lambda ranks, _: nullcontext(leader if ranks == 2 else None))
     arguments = ["generate", "--model", str(folders("llama")), "--prompt", "5,6,7", "--json"]
     done = [CliRunner().invoke(cli.app, [*arguments, "--tensor-parallel", ranks]) for ranks in "12"]
     answers = [json.loads(each.output) for each in done]

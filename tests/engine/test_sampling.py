@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.serve.sampling import Sampler, Sampling, Stream, logprobs_of
+from engine.serve.sampling import NO_TOKEN, Sampler, Sampling, Stream, certain, logprobs_of
 from moesim.errors import EngineError
 
 CPU = torch.device("cpu")
@@ -48,11 +48,31 @@ def test_top_p_keeps_the_likeliest() -> None:
     torch.testing.assert_close(shares(drawn[1], 4), logits.exp(), atol=0.015, rtol=0)
 
 
-def test_a_tiny_top_p_is_greedy() -> None:
-    """The likeliest token always stays."""
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(3.0, 1e-9), (3.0, 1e-46), (1e-5, 1.0), (1e-6, 1.0), (1e-40, 0.9)]
+)
+def test_next_to_nothing_is_greedy(temperature: float, top_p: float) -> None:
+    """The likeliest token always stays, also where float32 knows the number only as 0."""
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
-    rule = Sampling(temperature=3.0, top_p=1e-9, seed=None)
+    rule = Sampling(temperature=temperature, top_p=top_p, seed=None)
     assert torch.equal(sampler()(logits, streams(*[rule] * 64)), logits.argmax(-1))
+    warm = Sampling(temperature=0.5, top_p=top_p, seed=None)
+    beside = sampler()(logits, streams(*[rule] * 63, warm))
+    assert torch.equal(beside[:-1], logits.argmax(-1)[:-1])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("rule", [{}, {"temperature": 0.7}, {"temperature": 2.0, "top_p": 0.5}])
+def test_logits_that_are_no_numbers_give_no_token(bad: float, rule: dict[str, float]) -> None:
+    """A row of NaN, or of infinities, or with one of them among numbers; a masked token is none."""
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    logits[0] = bad
+    logits[1, 7] = bad
+    logits[2, :49] = -torch.inf
+    chosen = certain(logits, sampler(**{"temperature": 0.0, **rule})(logits))
+    masked = bad == -float("inf")
+    assert [token == NO_TOKEN for token in chosen.tolist()] == [True, not masked, False, False]
+    assert chosen[2] == 49
 
 
 def test_a_seed_does_not_see_its_neighbours() -> None:
@@ -89,6 +109,13 @@ def test_more_logprobs_than_tokens() -> None:
     """All there are."""
     found = logprobs_of(torch.zeros(1, 3), torch.tensor([0]), streams(Sampling(logprobs=20)))
     assert len(found[0].top) == 3
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_impossible_temperatures_are_refused(value: float) -> None:
+    """A finite number, not below 0."""
+    with pytest.raises(EngineError, match="temperature"):
+        Sampling(temperature=value)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.5, 1.5, float("nan")])

@@ -18,6 +18,7 @@ import httpx2
 import pandas as pd
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError
+from typer.testing import CliRunner
 
 from engine import cli
 from engine.server.command import Setting, named, serve
@@ -303,6 +304,27 @@ def test_records_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"--records .*: cannot be written \(.*\); choose anoth"):
         serve(setting(records=tmp_path / "file" / "records.csv"))
+
+
+def test_records_that_are_there(tiny: Path, tmp_path: Path) -> None:
+    """The last run's are replaced only where that is told; a folder never."""
+    records = tmp_path / "records.csv"
+    records.write_text("kept")
+    with pytest.raises(EngineError, match=r"exists already; .* or add --overwrite"):
+        serve(setting(models=[f"a={tiny}"], records=records))
+    with pytest.raises(EngineError, match="nowhere: no such file"):
+        serve(setting(records=records, overwrite=True))
+    assert records.read_text() == "kept"
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(EngineError, match=r"folder\.csv: is a folder; give a file name"):
+        serve(setting(records=tmp_path / "folder.csv", overwrite=True))
+
+
+def test_a_body_of_any_size() -> None:
+    """A limit is a number."""
+    done = CliRunner().invoke(cli.app, ["serve", "--model", "a=b", "--max-body-mib", "inf"])
+    assert done.exit_code == 2
+    assert done.stderr == "error: --max-body-mib inf: give a number, say 4\n"
 
 
 def test_an_open_address_without_a_key_is_a_warning() -> None:

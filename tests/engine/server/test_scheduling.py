@@ -147,6 +147,8 @@ def test_too_little_room_to_swap() -> None:
     )  # fmt: skip
     with pytest.raises(EngineError, match="--swap-gib 0: no room for one KV block"):
         Scheduling(preemption="swap", swap_gib=0).swap_blocks(spec, 16, 100)
+    with pytest.raises(EngineError, match="--swap-gib inf: give a number"):
+        Scheduling(preemption="swap", swap_gib=float("inf")).swap_blocks(spec, 16, 100)
 
 
 @pytest.mark.parametrize("text", ["chat", "chat=", "=1", "chat=x", "chat=0", "chat=nan"])

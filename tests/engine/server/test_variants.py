@@ -161,6 +161,26 @@ async def test_a_client_that_leaves_is_let_go(service: Service, client: httpx2.A
         assert model.worker.engine.ledger.records == {}
 
 
+@pytest.mark.anyio
+async def test_logits_that_are_no_numbers(
+    service: Service, client: httpx2.AsyncClient, expected: dict[tuple[str, int], list[int]]
+) -> None:
+    """They end the request that they are of; the others and the next get their answers."""
+    runner = service.models["chat"].worker.engine.runner
+    sound = runner._logits
+    counted = iter([1.0, 1.0, float("nan")])
+    runner._logits = lambda *step: next(counted, 1.0) * sound(*step)  # type: ignore[method-assign]
+
+    async def ask(name: str) -> dict[str, Any]:
+        body = {**ASKED, "model": name, "prompt": PROMPTS[0], "return_token_ids": True}
+        return dict((await client.post("/v1/completions", json=body)).json())
+
+    spoiled, *others = await asyncio.gather(*(ask(name) for name in ("chat", "base", "code")))
+    assert "logits are not finite numbers" in spoiled["error"]["message"]
+    found = [answer["choices"][0]["token_ids"] for answer in (*others, await ask("chat"))]
+    assert found == [expected[name, 0] for name in ("base", "code", "chat")]
+
+
 def test_the_command_serves_variants(
     folders: dict[str, Path],
     layout_file: Path,

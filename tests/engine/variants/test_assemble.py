@@ -1,6 +1,7 @@
 """A variant as a layout makes it: its own non-expert set, the sources' experts, bit for bit."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.model.switch.layout import places as switch_places
 from engine.model.switch.model import Switch
 from engine.variants.assemble import assemble
 from engine.variants.command import consolidate
+from engine.variants.family import Sharing, load_family
 from engine.variants.layout import Layout
 from engine.variants.positions import Model, expert_places
 from moesim.errors import EngineError
@@ -79,6 +81,19 @@ def test_a_folder_that_the_layout_does_not_know(layout: Layout, separate: dict[s
 def test_a_folder_that_is_missing(layout: Layout, separate: dict[str, Path]) -> None:
     with pytest.raises(EngineError, match="no folder is given for 'bob' of the layout"):
         assemble(layout, {"ada": separate["ada"]}, "ada")
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_positions_that_a_layout_lacks(
+    layout: Layout, separate: dict[str, Path], left: int
+) -> None:
+    """A ranking that was cut short, to be assembled or to be served."""
+    short = replace(layout, ranking=layout.ranking[:left])
+    said = f"other expert positions than the layout, 6 and not {left}"
+    with pytest.raises(EngineError, match=said):
+        assemble(short, separate, "ada")
+    with pytest.raises(EngineError, match=said):
+        load_family(separate, Sharing(), layout=short)
 
 
 def test_a_variant_that_is_none(layout: Layout, separate: dict[str, Path]) -> None:
