@@ -34,9 +34,6 @@ COLUMNS = (
 OTHER_NAMES = {"concurrency_or_rate": "load"}
 """What some tables call a column."""
 
-LARGEST_FIELD = 1_000_000
-"""Characters of a field; more is a file of another kind, or one with an unclosed quote."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -74,7 +71,6 @@ def read_table(path: Path) -> list[Row]:
 
 
 def _rows(file: Iterator[str], path: Path) -> Iterator[Row]:
-    csv.field_size_limit(LARGEST_FIELD)
     reader = csv.reader(file, strict=True)
     header = [OTHER_NAMES.get(name.strip(), name.strip()) for name in next(reader, [])]
     missing = [name for name in COLUMNS if name not in header]
