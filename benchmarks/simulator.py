@@ -12,6 +12,7 @@ With --kinds another table: every kind of deployment under the same two streams 
 """
 
 import argparse
+import gc
 import json
 import platform
 import resource
@@ -235,7 +236,12 @@ class Speed(NamedTuple):
 
 def speed(scenario: Scenario, made: Profile, beside: Callable[[], float]) -> Speed:
     """Return how fast a scenario is simulated, beside something that is timed before each run."""
-    pairs = [(requests_per_s(scenario, made), beside()) for _ in range(REPEATS)]
+    pairs = []
+    for _ in range(REPEATS):
+        gc.collect()  # nobody tidies up after the other
+        rate = requests_per_s(scenario, made)
+        gc.collect()
+        pairs.append((rate, beside()))
     rates, others = zip(*pairs, strict=True)
     ratios = [rate / other for rate, other in pairs]
     return Speed(*(statistics.median(values) for values in (rates, others, ratios)))
