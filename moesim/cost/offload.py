@@ -9,17 +9,11 @@ CPU. Which copies are absent is a cache policy's doing:
 |---|---|---|
 | pinned | the most popular copies, or a given set, for good | passes through a staging buffer |
 | lfu | in the steady state the most popular copies: the same as `pinned` | likewise |
-| lru | the most recently used copies of all layers | evicts the least recently used |
-| lru-by-layer | the most recently used of each layer, as many in each | evicts in its layer |
-
-All are the steady state of iterations that have T tokens each; it matters to the last two alone.
+| lru, lru-by-layer | what ran before decides: `moesim.cost.recency` | |
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf, isfinite
-from statistics import NormalDist
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -28,34 +22,26 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.errors import ScenarioError
 from moesim.serving.iterations import Floats
 
-LEVELS = np.array([NormalDist().inv_cdf((rank + 0.5) / 32) for rank in range(32)])
-"""Normal quantiles in the middles of 32 equal parts: what the spread of a window is averaged over.
-A part's share, 3 %, bounds the error that so few of them cause."""
-
 BETWEEN = (np.finfo(float).tiny, 1 - 2**-53)
 """Shares that have a logarithm: the least and the greatest double between 0 and 1."""
 
-HALVINGS = 60
-"""Steps of a bisection: more than a double's 53 bits."""
 
+class Pinned:
+    """Copies that stay for good: `kept` says which, `shares` is the router's popularity, (L, E)."""
 
-class Resident(ABC):
-    """Which expert copies stay on the device; `shares` is the router's popularity, (L, E)."""
-
-    def __init__(self, popularity: ArrayLike) -> None:
+    def __init__(self, popularity: ArrayLike, kept: ArrayLike) -> None:
         self.shares = _checked(popularity)
-
-    @abstractmethod
-    def absence(self, layer: int, tokens: Floats) -> Floats:
-        """Return how likely an expert of the layer that is hit is absent, (E, len(tokens))."""
-
-    @abstractmethod
-    def kept_in(self, layer: int) -> bytes:
-        """Return what of the layer's copies `absence` follows from: equal where it is."""
+        self.kept: NDArray[np.bool_] = np.asarray(kept, dtype=bool)
+        if self.kept.shape != self.shares.shape:
+            raise ScenarioError(
+                f"resident copies: a mask of shape {self.kept.shape}; the router's popularity has "
+                f"{self.shares.shape} (layers, experts)"
+            )
 
     def layer_misses(self, layer: int, tokens: Floats) -> Floats:
         """Return how likely an iteration misses each expert of one layer, (E, len(tokens))."""
-        return hit_probability(self.shares[layer], tokens) * self.absence(layer, tokens)
+        absent = ~self.kept[layer][:, None]
+        return np.asarray(hit_probability(self.shares[layer], tokens) * absent)
 
     def misses(self, tokens: ArrayLike) -> Floats:
         """Return the expected misses of one iteration, for each number of tokens.
@@ -68,151 +54,17 @@ class Resident(ABC):
         return np.asarray(sum(self.layer_misses(layer, counts).sum(axis=0) for layer in layers))
 
 
-class Pinned(Resident):
-    """Copies that stay for good; `kept` says which, (L, E)."""
-
-    def __init__(self, popularity: ArrayLike, kept: ArrayLike) -> None:
-        super().__init__(popularity)
-        self.kept: NDArray[np.bool_] = np.asarray(kept, dtype=bool)
-        if self.kept.shape != self.shares.shape:
-            raise ScenarioError(
-                f"resident copies: a mask of shape {self.kept.shape}; the router's popularity has "
-                f"{self.shares.shape} (layers, experts)"
-            )
-
-    def kept_in(self, layer: int) -> bytes:
-        """Return the layer's part of the mask."""
-        return bytes(self.kept[layer])
-
-    def absence(self, layer: int, tokens: Floats) -> Floats:
-        """Return 1 for what is not kept, whatever the tokens, (E, len(tokens))."""
-        absent = ~self.kept[layer][:, None]
-        return np.broadcast_to(absent, (len(absent), len(tokens))).astype(float)
-
-
-class Lru(Resident):
-    """The most recently used copies; `windows` are those of each layer's cache, (L, levels).
-
-    Experts are visited layer after layer, so their requests are not independent: whole iterations
-    pass between two visits. But if a copy is touched again after j of them, every other one has
-    had j chances in between, wherever it lies in the order. j T tokens touch G(j T) distinct copies
-    on average, G(m) = sum over the cache's positions of 1 - (1 - p)^m, and the copy is still there
-    if they fit. Its window is the m with G(m) = C: it survives n = floor(m / T) iterations in which
-    it is not hit, and a hit on it is a miss with probability (1 - p)^(n T). Where a single
-    iteration touches more than C copies, n is 0 and all hits miss: a scan longer than its cache.
-
-    This is the characteristic time of Che, Tung and Wang (IEEE JSAC 20(7), 2002), counted in whole
-    iterations; Fricker, Robert and Roberts (ITC 24, 2012) show why it is good from a few tens of
-    positions on. They may neglect that the number touched is random; a step in n may not, so the
-    window is averaged over that number's spread (`lru_windows`).
-
-    Against caches replayed copy by copy, misses are off by up to 5 % of the copies hit, and by 8 %
-    where each layer has a cache of its own.
-
-    Misses are not always monotone in tokens: 5 tokens may fit twice into a window where 6 fit once.
-    A lone prompt among decodes finds more copies than this steady state of prompts: 20 tokens,
-    with 210 of Mixtral's 256 positions in one cache, missed 135 copies in a replay and 255 here.
-    """
-
-    def __init__(self, popularity: ArrayLike, windows: Floats) -> None:
-        super().__init__(popularity)
-        self.windows = windows
-
-    def kept_in(self, layer: int) -> bytes:
-        """Return the windows of the layer's cache."""
-        return bytes(self.windows[layer])
-
-    def absence(self, layer: int, tokens: Floats) -> Floats:
-        """Return (1 - p)^(n T), averaged over the windows, (E, len(tokens))."""
-        decay = np.log1p(-np.clip(self.shares[layer], *BETWEEN))[:, None]  # [E, 1]
-        absent = np.ones((len(decay), len(tokens)))
-        within = tokens <= self.windows[layer].max()
-        fitting = np.maximum(tokens[within], 1.0)
-        if fitting.size:
-            spans = (np.floor(window / fitting) * fitting for window in self.windows[layer])
-            absent[:, within] = sum(np.exp(decay * span) for span in spans) / len(LEVELS)
-        return absent
-
-
-def pinned(popularity: ArrayLike, copies: int) -> Resident:
+def pinned(popularity: ArrayLike, copies: int) -> Pinned:
     """Keep the most popular copies for good; of equal ones the lower layer's, the lower expert."""
     shares = _checked(popularity)
-    _require_copies(copies, shares)
+    if not 0 <= copies <= shares.size:
+        raise ScenarioError(
+            f"resident copies: {copies} must be between 0 and the model's {shares.size} experts"
+        )
     order = np.argsort(-shares, axis=None, kind="stable")
     kept = np.zeros(shares.size, dtype=bool)
     kept[order[:copies]] = True
     return Pinned(shares, kept.reshape(shares.shape))
-
-
-def lru(popularity: ArrayLike, copies: int) -> Resident:
-    """Keep the most recently used copies of all layers."""
-    shares = _checked(popularity)
-    _require_copies(copies, shares)
-    return Lru(shares, np.tile(lru_windows(shares, copies), (len(shares), 1)))
-
-
-def lru_by_layer(popularity: ArrayLike, copies: int) -> Resident:
-    """Keep the most recently used copies of each layer, as many in each; the first take the rest.
-
-    With C / L copies a layer thrashes only where it alone touches more of its experts than that.
-    """
-    shares = _checked(popularity)
-    _require_copies(copies, shares)
-    each, more = divmod(copies, len(shares))
-    rows = [lru_windows(row[None], each + (layer < more)) for layer, row in enumerate(shares)]
-    return Lru(shares, np.array(rows))
-
-
-POLICIES: Mapping[str, Callable[[ArrayLike, int], Resident]] = {
-    "pinned": pinned,
-    "lfu": pinned,
-    "lru": lru,
-    "lru-by-layer": lru_by_layer,
-}
-"""What keeps how many copies, by name."""
-
-
-def lru_windows(shares: Floats, copies: int) -> Floats:
-    """Return how many tokens a cache of so many copies reaches back, at each of the levels.
-
-    The number D of distinct copies that m tokens touch is taken as normal with the mean and the
-    variance of `touched`; the window is the m at which D exceeds C with the level's probability
-    (half a copy for continuity). Unbounded where all that are ever hit have room.
-    """
-    if copies >= np.count_nonzero(1.0 - shares < 1.0):
-        return np.full(len(LEVELS), inf)
-    if not copies:
-        return np.zeros(len(LEVELS))  # half a copy for continuity would be one that stays
-
-    def overfull(windows: Floats) -> NDArray[np.bool_]:
-        mean, variance = touched(shares, windows)
-        return np.asarray(mean + LEVELS * np.sqrt(variance) > copies + 0.5)
-
-    low, high = np.zeros(len(LEVELS)), np.ones(len(LEVELS))
-    while not overfull(high).all():
-        high *= 2
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        over = overfull(middle)
-        low, high = np.where(over, low, middle), np.where(over, middle, high)
-    return high
-
-
-def touched(shares: Floats, tokens: Floats) -> tuple[Floats, Floats]:
-    """Return mean and variance of the distinct copies hit by so many tokens, each (len(tokens),).
-
-    Were the experts of a token drawn independently, the variance would be the sum of q (1 - q) with
-    q = (1 - p)^m. But every token takes exactly k a layer, and given the sum of its draws the
-    variance is what remains of a regression on it (Hájek, Ann. Math. Statist. 35, 1964): a layer's
-    is less by m (sum of p q)^2 / sum of p (1 - p), so that one token leaves none.
-    """
-    unhit = (1.0 - shares)[:, :, None] ** tokens  # [L, E, T]
-    apart = (unhit * (1.0 - unhit)).sum(axis=1)  # [L, T]
-    spread = (shares * (1.0 - shares)).sum(axis=1)[:, None]  # [L, 1]
-    told = tokens * (shares[:, :, None] * unhit).sum(axis=1) ** 2  # [L, T]
-    explained = np.divide(told, spread, out=np.zeros_like(told), where=spread > 0)
-    variance = np.maximum(apart - explained, 0.0).sum(axis=0)
-    return (1.0 - unhit).sum(axis=(0, 1)), variance
 
 
 def hit_probability(shares: Floats, tokens: Floats) -> Floats:
@@ -284,7 +136,7 @@ class Misses(NamedTuple):
     cpu_s: Floats
 
 
-def expected_misses(resident: Resident, loading: Loading, *, max_batched_tokens: int) -> Misses:
+def expected_misses(resident: Pinned, loading: Loading, *, max_batched_tokens: int) -> Misses:
     """Lay out the misses of iterations up to `max_batched_tokens`, each got by the cheaper way.
 
     An expert that is hit has T p / h tokens on average; if so many take less time on the CPU than
@@ -295,7 +147,7 @@ def expected_misses(resident: Resident, loading: Loading, *, max_batched_tokens:
     copied, cpu_s = [], np.zeros(len(tokens))
     known: dict[tuple[bytes, bytes], tuple[Floats, Floats]] = {}
     for layer, shares in enumerate(resident.shares):
-        alike = (shares.tobytes(), resident.kept_in(layer))
+        alike = (shares.tobytes(), resident.kept[layer].tobytes())
         if alike not in known:
             known[alike] = _misses_in(resident, layer, loading, tokens)
         layer_copied, layer_cpu_s = known[alike]
@@ -305,7 +157,7 @@ def expected_misses(resident: Resident, loading: Loading, *, max_batched_tokens:
 
 
 def _misses_in(
-    resident: Resident, layer: int, loading: Loading, tokens: Floats
+    resident: Pinned, layer: int, loading: Loading, tokens: Floats
 ) -> tuple[Floats, Floats]:
     """Return what of one layer is copied, and what the rest takes on the CPU [s], (T + 1,) each."""
     missed = resident.layer_misses(layer, tokens)  # [E, T]
@@ -428,10 +280,3 @@ def _checked(popularity: ArrayLike) -> Floats:
 def _require_stretch(name: str, factor: float, what: str) -> None:
     if not (isfinite(factor) and factor >= 1):
         raise ScenarioError(f"{name}: {factor!r} must be 1 or more; the {what} is no faster shared")
-
-
-def _require_copies(copies: int, shares: Floats) -> None:
-    if not 0 <= copies <= shares.size:
-        raise ScenarioError(
-            f"resident copies: {copies} must be between 0 and the model's {shares.size} experts"
-        )

@@ -1,7 +1,6 @@
 """One cache of the last used expert copies of several variants: what the next iteration misses.
 
-The steady state of `moesim.cost.offload.Lru` knows iterations of one size and of one variant. Here
-the iterations that went before decide. A copy of layer l that was last hit in iteration j is still
+The iterations that went before decide. A copy of layer l that was last hit in iteration j is still
 there if the copies hit since have room beside it: those of layers from l on in the iterations from
 j on, those of layers below l in the iterations after j and in the next one. On average that is
 
@@ -9,7 +8,7 @@ j on, those of layers below l in the iterations after j and in the next one. On 
 
 G(m) = sum over a set's copies of 1 - (1 - p)^m. A set is the copies that one variant uses alone, or
 those that all share. The copy is there with the probability that a normal variable of that mean,
-and of the variance of `moesim.cost.offload.touched`, is no more than the places C of the cache; it
+and of the variance of `touched`, is no more than the places C of the cache; it
 was last hit in j with the probability
 
     (1 - p)^(tokens after j) - (1 - p)^(tokens from j on).
@@ -100,7 +99,7 @@ class Copies:
         sizes = _sizes_for(shares[mask])
         mean, variance = np.zeros((2, len(shares), len(sizes)))
         for layer, (row, here) in enumerate(zip(shares, mask, strict=True)):
-            mean[layer], variance[layer] = _distinct(row[here], sizes)
+            mean[layer], variance[layer] = touched(row[here], sizes)
         under = tuple(np.cumsum(each, axis=0) - each for each in (mean, variance))
         return cls(
             members=frozenset(members),
@@ -322,10 +321,13 @@ class _Hits(NamedTuple):
         return cls(likely, cpu_s < loading.copy_s, cpu_s)
 
 
-def _distinct(shares: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+def touched(shares: Floats, sizes: Floats) -> tuple[Floats, Floats]:
     """Return mean and variance of a layer's copies hit by so many tokens, (M,) each.
 
-    As `moesim.cost.offload.touched` has it for the whole layer.
+    Were the experts of a token drawn independently, the variance would be the sum of q (1 - q) with
+    q = (1 - p)^m. But every token takes exactly k, and given the sum of its draws the variance is
+    what remains of a regression on it (Hájek, Ann. Math. Statist. 35, 1964): it is less by
+    m (sum of p q)^2 / sum of p (1 - p), so that one token leaves none.
     """
     unhit = (1 - shares)[:, None] ** sizes  # [E, M]
     spread = float((shares * (1 - shares)).sum())

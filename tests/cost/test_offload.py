@@ -1,6 +1,6 @@
-"""Absent experts: cases by hand, caches replayed copy by copy, bounds, and published figures."""
+"""Absent experts: cases by hand, a counting cache replayed, bounds, and published figures."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -10,20 +10,16 @@ from hypothesis import strategies as st
 
 from moesim.cost.experts import expected_distinct
 from moesim.cost.offload import (
-    POLICIES,
     Loading,
     Loads,
     Misses,
     Pinned,
-    Resident,
     beyond,
     expected_misses,
-    lru,
-    lru_by_layer,
     offload_table,
     pinned,
-    touched,
 )
+from moesim.cost.recency import touched
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import load_model
 from moesim.facts.precision import Precision
@@ -64,54 +60,11 @@ def _routed(name: str, tokens: int) -> np.ndarray:
     return hits.reshape(len(keys), -1)
 
 
-def _replayed(hits: np.ndarray, copies: int) -> float:
-    """Return the misses of an iteration of one LRU cache, counted; the first fifth fills it."""
-    cache: OrderedDict[int, None] = OrderedDict()
-    missed = []
-    for iteration in hits:
-        missed.append(0)
-        for position in np.flatnonzero(iteration).tolist():
-            missed[-1] += position not in cache
-            cache[position] = None
-            cache.move_to_end(position)
-            if len(cache) > copies:
-                cache.popitem(last=False)
-    return float(np.mean(missed[len(missed) // 5 :]))
-
-
 def test_the_shares_are_what_is_drawn() -> None:
     """The closed form of two draws, against how often they hit: 1200 tokens, 5 errors."""
     found = _routed("skewed", 1).mean(axis=0).reshape(8, 8)
     assert SHARES["skewed"].sum(axis=1) == pytest.approx(np.full(8, 2))
     assert np.all(np.abs(found - SHARES["skewed"]) < 5 * np.sqrt(0.25 / 1200))
-
-
-@pytest.mark.parametrize("copies", [10, 15, 20, 30, 40, 50, 60])
-@pytest.mark.parametrize("name", SHARES)
-@pytest.mark.parametrize("tokens", ITERATIONS)
-def test_lru_misses_what_a_cache_does(name: str, tokens: int, copies: int) -> None:
-    """Within 5 % of the copies hit.
-
-    2 % is from the replay itself (a few hundred iterations, up to one copy in 30 each). The rest is
-    where 15 copies are just short of the 16 that one token hits: it depends on the order of a few.
-    """
-    hits = _routed(name, tokens)
-    expected = lru(SHARES[name], copies).misses([tokens])[0]
-    assert abs(expected - _replayed(hits, copies)) < 0.05 * hits.sum(axis=1).mean()
-
-
-@pytest.mark.parametrize("copies", [8, 20, 40, 52])
-@pytest.mark.parametrize("name", SHARES)
-@pytest.mark.parametrize("tokens", ITERATIONS)
-def test_lru_by_layer_misses_what_caches_do(name: str, tokens: int, copies: int) -> None:
-    """Eight caches of 1, 2 or 3, 5, 6 or 7; within 8 % of the copies hit, so few fit no normal."""
-    hits = _routed(name, tokens)
-    each, more = divmod(copies, 8)
-    found = sum(
-        _replayed(hits[:, 8 * layer : 8 * layer + 8], each + (layer < more)) for layer in range(8)
-    )
-    expected = lru_by_layer(SHARES[name], copies).misses([tokens])[0]
-    assert abs(expected - found) < 0.08 * hits.sum(axis=1).mean()
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
@@ -125,7 +78,7 @@ def test_lfu_keeps_the_popular_in_the_end(tokens: int) -> None:
         touched_now = np.flatnonzero(iteration).tolist()
         missed.append(len(set(touched_now) - kept))
         counts.update(touched_now)
-    expected = POLICIES["lfu"](SHARES["skewed"], 40).misses([tokens])[0]
+    expected = pinned(SHARES["skewed"], 40).misses([tokens])[0]
     later = np.mean(missed[len(missed) // 3 :])
     assert abs(expected - later) < 0.05 * hits.sum(axis=1).mean()
 
@@ -135,30 +88,21 @@ def test_lfu_keeps_the_popular_in_the_end(tokens: int) -> None:
 def test_how_many_are_touched_varies_as_counted(name: str, tokens: int) -> None:
     """Mean within 4 standard errors; deviation within 15 %: none at all for a single token."""
     counts = _routed(name, tokens).sum(axis=1)
-    mean, variance = touched(SHARES[name], np.array([float(tokens)]))
+    sizes = np.array([float(tokens)])
+    mean, variance = np.sum([touched(layer, sizes) for layer in SHARES[name]], axis=0)
     assert abs(mean[0] - counts.mean()) <= 4 * counts.std() / np.sqrt(len(counts)) + 1e-9
     assert np.sqrt(variance[0]) == pytest.approx(counts.std(), rel=0.15, abs=1e-6)
 
 
-def test_a_scan_longer_than_the_cache_always_misses() -> None:
-    """Every expert is hit in every iteration: 63 places for 64 copies are worth nothing."""
-    everything = np.ones((8, 8))
-    assert lru(everything, 63).misses([1, 9]) == pytest.approx([64, 64])
-    assert pinned(everything, 63).misses([1, 9]) == pytest.approx([1, 1])
-    assert lru(everything, 64).misses([1, 9]) == pytest.approx([0, 0])
-
-
 def test_what_is_never_hit_needs_no_place() -> None:
-    """Four experts of which two are wanted: two places do, for every policy."""
-    for policy in POLICIES.values():
-        assert policy([[1, 0, 1, 0]], 2).misses([0, 1, 50]) == pytest.approx([0, 0, 0])
+    """Four experts of which two are wanted: two places do."""
+    assert pinned([[1, 0, 1, 0]], 2).misses([0, 1, 50]) == pytest.approx([0, 0, 0])
 
 
 def test_the_most_popular_are_pinned() -> None:
     """Of equal ones the lower layer's and lower expert; a mask pins whatever it says."""
     shares = [[0.5, 0.2, 0.3], [0.3, 0.5, 0.2]]
     chosen = pinned(shares, 3)
-    assert isinstance(chosen, Pinned)
     assert chosen.kept.tolist() == [[True, False, True], [False, True, False]]
     assert chosen.misses([1]) == pytest.approx([0.2 + 0.3 + 0.2])
     masked = Pinned(shares, [[False, True, True], [True, True, True]])
@@ -166,33 +110,33 @@ def test_the_most_popular_are_pinned() -> None:
 
 
 @st.composite
-def _cache(draw: st.DrawFn) -> tuple[str, np.ndarray, int]:
+def _cache(draw: st.DrawFn) -> tuple[np.ndarray, int]:
     layers, experts = draw(st.integers(1, 4)), draw(st.integers(1, 8))
     row = st.lists(st.floats(0, 1), min_size=experts, max_size=experts)
     shares = np.array(draw(st.lists(row, min_size=layers, max_size=layers)))
-    return draw(st.sampled_from(list(POLICIES))), shares, draw(st.integers(0, shares.size))
+    return shares, draw(st.integers(0, shares.size))
 
 
 @given(_cache())
-def test_misses_lie_between_none_and_all_hits(cache: tuple[str, np.ndarray, int]) -> None:
+def test_misses_lie_between_none_and_all_hits(cache: tuple[np.ndarray, int]) -> None:
     """None without tokens or with all copies resident, all hits with none, and fewer with more."""
-    policy, shares, copies = cache
+    shares, copies = cache
     tokens = np.arange(40)
     hits = expected_distinct(shares.tolist(), tokens.tolist()).sum(axis=0)
-    found = POLICIES[policy](shares, copies).misses(tokens)
+    found = pinned(shares, copies).misses(tokens)
     assert found[0] == 0
     assert np.all((found >= -1e-9) & (found <= hits + 1e-9))
-    assert POLICIES[policy](shares, shares.size).misses(tokens) == pytest.approx(0 * hits)
-    assert POLICIES[policy](shares, 0).misses(tokens) == pytest.approx(hits, abs=1e-9)
+    assert pinned(shares, shares.size).misses(tokens) == pytest.approx(0 * hits)
+    assert pinned(shares, 0).misses(tokens) == pytest.approx(hits, abs=1e-9)
     if copies:
-        fewer = POLICIES[policy](shares, copies - 1).misses(tokens)
+        fewer = pinned(shares, copies - 1).misses(tokens)
         assert np.all(found <= fewer + 1e-9)
 
 
 @given(_cache())
-def test_more_tokens_miss_more_of_a_pinned_set(cache: tuple[str, np.ndarray, int]) -> None:
+def test_more_tokens_miss_more_of_a_pinned_set(cache: tuple[np.ndarray, int]) -> None:
     """And no set of as many copies misses less than the popular ones do in iterations of one."""
-    _, shares, copies = cache
+    shares, copies = cache
     chosen = pinned(shares, copies)
     assert np.all(np.diff(chosen.misses(range(30))) >= -1e-12)
     other = np.arange(shares.size).reshape(shares.shape) < copies
@@ -205,7 +149,7 @@ def _mixtral(**options: float | bool) -> Loading:
     return Loading(**settings)  # type: ignore[arg-type]
 
 
-def _table(resident: Resident, loading: Loading, layer_s: float, stretch: float = 1.0) -> Loads:
+def _table(resident: Pinned, loading: Loading, layer_s: float, stretch: float = 1.0) -> Loads:
     misses = expected_misses(resident, loading, max_batched_tokens=64)
     return offload_table(misses, loading, layer_s=np.full(65, layer_s), stretch=stretch)
 
@@ -287,7 +231,7 @@ def test_rare_copies_are_whole() -> None:
     st.floats(1, 7),
 )
 def test_a_busier_link_is_never_faster(
-    cache: tuple[str, np.ndarray, int],
+    cache: tuple[np.ndarray, int],
     overlap: bool,
     accuracy: float,
     waste: float,
@@ -298,10 +242,10 @@ def test_a_busier_link_is_never_faster(
 
     Overlap without waste never waits longer than none; a replica needs no more than the link.
     """
-    policy, shares, copies = cache
+    shares, copies = cache
     options = {"overlap": overlap, "prefetch_accuracy": accuracy, "prefetch_waste": waste}
     loading = Loading(expert_bytes=1, bytes_per_s=1, **options)  # type: ignore[arg-type]
-    resident = POLICIES[policy](shares, copies)
+    resident = pinned(shares, copies)
     alone, shared = _table(resident, loading, layer_s), _table(resident, loading, layer_s, stretch)
     more_s = shared.wait_s - alone.wait_s
     assert np.all((more_s >= -1e-9) & (more_s <= (stretch - 1) * alone.link_s + 1e-9))
@@ -353,10 +297,10 @@ def test_the_cpu_takes_what_few_tokens_want() -> None:
 
 
 @given(_cache(), st.floats(0.01, 10))
-def test_the_cheaper_way_is_never_dearer(cache: tuple[str, np.ndarray, int], cpu_s: float) -> None:
+def test_the_cheaper_way_is_never_dearer(cache: tuple[np.ndarray, int], cpu_s: float) -> None:
     """With a CPU to help, no iteration waits longer; the misses it does not copy it computes."""
-    policy, shares, copies = cache
-    resident = POLICIES[policy](shares, copies)
+    shares, copies = cache
+    resident = pinned(shares, copies)
     with_cpu = Loading(expert_bytes=1, bytes_per_s=1, cpu_s_per_token_expert=cpu_s)
     helped = _table(resident, with_cpu, layer_s=0.5)
     alone = _table(resident, Loading(expert_bytes=1, bytes_per_s=1), layer_s=0.5)
@@ -381,27 +325,26 @@ def test_a_loading_that_cannot_be(options: dict[str, float], message: str) -> No
         Loading(**{"expert_bytes": 1, "bytes_per_s": 1, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_copies_that_cannot_be(policy: str) -> None:
+def test_copies_that_cannot_be() -> None:
     """No more than there are experts, no shares above one, one row a layer."""
     with pytest.raises(ScenarioError, match=r"resident copies: 65 must be between 0 and .* 64"):
-        POLICIES[policy](UNIFORM, 65)
+        pinned(UNIFORM, 65)
     with pytest.raises(ScenarioError, match="shares must be between 0 and 1"):
-        POLICIES[policy]([[2.0]], 1)
+        pinned([[2.0]], 1)
     with pytest.raises(ScenarioError, match="one row a layer"):
-        POLICIES[policy]([0.5, 0.5], 1)
+        pinned([0.5, 0.5], 1)
 
 
 def test_layers_alike_are_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of Mixtral's positions fill layers 0 to 15: two kinds, each as it is alone."""
     asked: list[int] = []
-    alone = Resident.layer_misses
+    alone = Pinned.layer_misses
 
-    def counted(self: Resident, layer: int, tokens: np.ndarray) -> np.ndarray:
+    def counted(self: Pinned, layer: int, tokens: np.ndarray) -> np.ndarray:
         asked.append(layer)
         return alone(self, layer, tokens)
 
-    monkeypatch.setattr(Resident, "layer_misses", counted)
+    monkeypatch.setattr(Pinned, "layer_misses", counted)
     resident = pinned(MIXTRAL, 128)
     copied = expected_misses(resident, _mixtral(), max_batched_tokens=9).copied
     assert asked == [0, 16]
