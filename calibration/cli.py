@@ -4,23 +4,17 @@ import sys
 
 try:
     import json
-    import time
-    from collections.abc import Iterator
-    from contextlib import contextmanager
     from dataclasses import asdict
     from pathlib import Path
     from typing import Annotated
 
     import typer
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from moesim import commands
 except KeyboardInterrupt:  # before there is anything that could end it in order
     print("interrupted", file=sys.stderr)
     raise SystemExit(130) from None
-
-DRAW_EVERY_S = 0.5
 
 app = commands.application(
     "Measure the engine on this host, and check predictions against real runs.",
@@ -94,37 +88,6 @@ Examples:
 
 SHARE_PROFILES_HELP = "Profiles made with --share, as MODEL=FILE,MODEL=FILE, for kind mps."
 VARIANTS_HELP = "Checkpoints of one shape, as NAME=FOLDER,NAME=FOLDER."
-
-
-@contextmanager
-def progress_bar() -> Iterator[commands.Reporter]:
-    """Show a bar on stderr; yields what to tell it.
-
-    It draws twice a second, in the caller's thread: a thread of its own would compete with what is
-    being measured for the same cores.
-    """
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description:<30}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        console=console,
-        auto_refresh=False,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        drawn_s = 0.0
-
-        def tell(fraction: float, doing: str) -> None:
-            nonlocal drawn_s
-            now_s = time.monotonic()
-            if now_s - drawn_s >= DRAW_EVERY_S:
-                drawn_s = now_s
-                bar.update(task, completed=fraction, description=doing, refresh=True)
-
-        yield tell
-        bar.update(task, completed=1.0, description="done", refresh=True)
 
 
 @app.command()
@@ -201,7 +164,7 @@ def profile(
         )
     host = look()  # before this process has less of it
     place = on_share(read_share(share), settings.device) if share else nullcontext()
-    with place as part, progress_bar() as progress:
+    with place as part, commands.progress_bar() as progress:
         settings = replace(settings, share=str(part or ""))
         made = calibrate(settings, out, host, progress)
     verdict = made.verdict
@@ -356,7 +319,7 @@ def validate(
         variants=folders,
         share_profiles={n: load_profile(path) for n, path in _named(share_profiles).items()},
     )
-    with progress_bar() as progress:
+    with commands.progress_bar() as progress:
         validation = run_validation(plan, out, look(), progress, overwrite=overwrite)
     if as_json:
         print(comparison_json(validation), end="")

@@ -338,9 +338,8 @@ def consolidate(
 ) -> None:
     """Make a layout."""
     from engine.variants.command import named, sentence, summary, write_consolidation
-    from engine.variants.progress import progress_bar
 
-    with progress_bar() as tell:
+    with commands.progress_bar(40) as tell:
         layout = write_consolidation(named(variants), ratio, out, tell)
     if as_json:
         print(json.dumps({"layout": str(out), **summary(layout)}, indent=1))
@@ -363,10 +362,9 @@ def quality(
     from engine.quality.command import run
     from engine.quality.plan import Plan
     from engine.quality.table import table
-    from engine.variants.progress import progress_bar
 
     plan = Plan(steps=steps, fine_steps=fine_steps, training_kib=training_kib, seeds=seeds)
-    with progress_bar() as tell:
+    with commands.progress_bar(40) as tell:
         families = run(plan, out, tell)["families"]
     if as_json:
         print(json.dumps({name: family["means"] for name, family in families.items()}, indent=1))

@@ -5,9 +5,10 @@ Exit codes: 0 done, 2 wrong input (one line on stderr), 130 interrupted. A trace
 
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,42 @@ from moesim.errors import MoesimError, MoesimWarning, ScenarioError
 
 Reporter = Callable[[float, str], None]
 """Told the fraction done, and what is being done."""
+
+DRAW_EVERY_S = 0.5
+
+
+@contextmanager
+def progress_bar(width: int = 30) -> Iterator[Reporter]:
+    """Show a bar on stderr where somebody is watching; yields what to tell it.
+
+    What is being done has `width` characters. It draws twice a second, in the caller's thread: a
+    thread of its own would compete with what is being measured for the same cores.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=console,
+        auto_refresh=False,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        drawn_s = 0.0
+
+        def tell(done: float, doing: str) -> None:
+            nonlocal drawn_s
+            now_s = time.monotonic()
+            if now_s - drawn_s >= DRAW_EVERY_S:
+                drawn_s = now_s
+                bar.update(task, completed=done, description=doing, refresh=True)
+
+        yield tell
+        bar.update(task, completed=1.0, description="done", refresh=True)
 
 
 class Commands(TyperGroup):

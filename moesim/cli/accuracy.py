@@ -1,14 +1,12 @@
 """`moesim accuracy`: a table of published results, predicted row by row."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.commands import Reporter
+from moesim.commands import progress_bar
 from moesim.files import check_outputs, write_text
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ def accuracy(
 
     check_outputs({"--report": report}, [table])
     choice = Choice(gpu=gpu, source=source, model=model, limit=limit)
-    with _progress() as told:
+    with progress_bar() as told:
         found = run(table, choice, profile=profile, told=told)
     bad = [] if as_json and report is None else worst(found)
     if report is not None:
@@ -97,23 +95,3 @@ def _content(found: "Accuracy") -> dict[str, object]:
         "fitted": [fit_words(fit) for fit in found.fits],
         "left_out": dict(found.left_out.most_common()),
     }
-
-
-@contextmanager
-def _progress() -> Iterator[Reporter]:
-    """Show a bar on stderr where somebody is watching."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description:<13}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda done, what: bar.update(task, completed=done, description=what)

@@ -1,14 +1,12 @@
 """`moesim reproduce`: published experiments, run as scenarios, beside what was published."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.commands import Reporter
+from moesim.commands import progress_bar
 from moesim.errors import ScenarioError
 from moesim.files import check_outputs, write_text
 
@@ -50,7 +48,7 @@ def reproduce(
     check_outputs({"--report": report})
     from moesim.reproduction.systems import reproduce as run
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         found = run(names, progress)
     if report is not None:
         write_text(report, _written(found, report, system))
@@ -82,23 +80,3 @@ def _written(found: "Reproductions", report: Path, system: str) -> str:
     from moesim.reproduction.page import page
 
     return page(found)
-
-
-@contextmanager
-def _progress() -> Iterator[Reporter]:
-    """Show a bar on stderr where somebody is watching."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description:<13}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda done, what: bar.update(task, completed=done, description=what)

@@ -38,6 +38,10 @@ EXPERTS_COMPUTE, EXPERTS_BANDWIDTH = 0.5, 0.86
 PREFILL_COMPUTE, DECODE_BANDWIDTH = 0.56, 0.84
 FP8_LINEAR_COMPUTE, FP8_EXPERTS_COMPUTE = 0.54, 0.63
 
+PASS_S = 3e-6
+"""What a kernel takes at least that only passes over an iteration's tokens (AIConfigurator's system
+files, for all three devices) [s]."""
+
 Durations = Mapping[str, Callable[..., float]]
 """By operation: seconds at the coordinates of its cells."""
 

@@ -12,7 +12,7 @@ from itertools import product
 from math import isclose
 
 from moesim.cost.collectives import collectives_s
-from moesim.cost.expected import Rates, expected_s, uniform_popularity
+from moesim.cost.expected import PASS_S, Rates, expected_s, uniform_popularity
 from moesim.cost.parallel import Shard
 from moesim.cost.profile import FORMAT, FORMAT_VERSION, Cell, Profile
 from moesim.errors import ProfileError
@@ -28,9 +28,6 @@ RESIDUALS = (
     0.52, 0.68, 0.96, 1.19,
 )  # fmt: skip
 """Measured over expected duration, minus 1, at the 5th, 10th, ... 95th percentile of the rows."""
-
-PASS_S = 3e-6
-"""What a pass over an iteration's tokens takes at least (AIConfigurator's system files) [s]."""
 
 PASSES, EXPERT_PASSES = 4, 5
 """Passes of a layer beside its products and attention: norm, rotation, norm and activation; with

@@ -11,12 +11,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from moesim.cost.expected import Rates
+from moesim.cost.expected import PASS_S, Rates
 from moesim.cost.kernels.curves import MICRO, Floats, LogCurve
 from moesim.cost.kernels.tables import Elementwise
 
 PASS_SHARE = 0.8
-PASS_S = 3e-6
 
 VALUE_BYTES = 2
 """Bytes of an activation: 16 bits."""

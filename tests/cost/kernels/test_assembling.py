@@ -5,10 +5,10 @@ import pytest
 
 from moesim import simulate
 from moesim.cost.curves import Fan
-from moesim.cost.expected import Rates, expected_s
+from moesim.cost.expected import PASS_S, Rates, expected_s
 from moesim.cost.iteration import CostModel
 from moesim.cost.kernels.assembling import assembled_profile
-from moesim.cost.kernels.elementwise import PASS_S, PASS_SHARE
+from moesim.cost.kernels.elementwise import PASS_SHARE
 from moesim.cost.kernels.tables import Kernels, load_kernels
 from moesim.cost.kernels.uncertainty import SOFTWARE, added
 from moesim.cost.profile import COORDINATES, Profile
