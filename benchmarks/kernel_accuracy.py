@@ -37,7 +37,7 @@ from moesim.cost.kernels.validation import (
     moe_sizes,
     prefill_sizes,
 )
-from moesim.facts.catalog import load_device, load_model
+from moesim.facts.catalog import load_device, load_model, shipped
 from moesim.facts.hardware import Device
 
 MODELS = ("mixtral-8x7b", "mixtral-8x22b", "llama-3-8b", "llama-3-70b")
@@ -130,7 +130,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    sources = {gpu: Source.at(asked.folder, gpu, asked.backend) for gpu in DEVICES}
+    profiled = [gpu for gpu, device in DEVICES.items() if device in shipped("profiles")]
+    sources = {gpu: Source.at(asked.folder, gpu, asked.backend) for gpu in profiled}
     rows = [row for gpu, source in sources.items() for row in rows_of(gpu, source)]
     if asked.json:
         print(json.dumps([row._asdict() for row in rows], indent=1))

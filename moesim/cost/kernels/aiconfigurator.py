@@ -20,8 +20,10 @@ import pandas as pd
 
 from moesim.cost.expected import Rates
 from moesim.cost.kernels.attention import Heads
+from moesim.cost.kernels.believable import DOUBTED, distance, share_beyond_memory, slowed
 from moesim.cost.kernels.cleaning import kept, levelled
 from moesim.cost.kernels.curves import MICRO, bracket
+from moesim.cost.kernels.denser import filled
 from moesim.cost.kernels.exchanges import ALL_REDUCE
 from moesim.cost.kernels.experts import BALANCED, BORROWED, Cut, Layer
 from moesim.cost.kernels.frames import groups, numbers, only, read_table
@@ -37,11 +39,15 @@ DEVICES = {
     "a100_sxm": "a100-sxm-80gb",
     "h100_sxm": "h100-sxm-80gb",
     "h200_sxm": "h200-sxm-141gb",
+    "l40s": "l40s-48gb",
 }
 """Shipped devices by the name that the tables give the system."""
 
 FORMATS = {"bfloat16": "bf16", "fp8": "fp8", "int8_wo": "int8", "int4_wo": "int4"}
 """Our names of the formats that we know; `_wo` narrows weights only."""
+
+SPARSE = 2
+"""A table is denser than another that has fewer than half of its sizes."""
 
 MILLI = 1e-3
 MESSAGE_BYTES = 2
@@ -116,8 +122,9 @@ class Source:
         """Return the tables of other frameworks on the same system, by name; a folder's alone."""
         if self.joined:
             return []
-        beside = (self.folder / self.system / FAMILIES["moe"][0]).glob("*")
-        names = sorted(path.name for path in beside if path.is_dir() and path.name != self.backend)
+        folders = {folder for folder, _, _ in FAMILIES.values()}
+        beside = [path for name in folders for path in (self.folder / self.system / name).glob("*")]
+        names = sorted({path.name for path in beside if path.is_dir()} - {self.backend})
         return [replace(self, backend=name) for name in names]
 
     def versions(self, family: str) -> list[str]:
@@ -207,6 +214,11 @@ class Reader:
 
     def gemm(self) -> list[Gemm]:
         """Return the products wanted, and those around them that they are interpolated from."""
+        found = self._products()
+        self._need(found, "gemm")
+        return self._filled(found)
+
+    def _products(self) -> list[Gemm]:
         frame = self._table("gemm", self._version, ("m", "n", "k"))
         frame = self._known(frame, "gemm_dtype")
         self._check_unit(frame)
@@ -218,7 +230,28 @@ class Reader:
                 if (int(n), int(k)) in wanted:
                     sizes, us = self._curve(points, "m", f"gemm {name} {n}x{k}")
                     found.append(Gemm(format=str(name), n=int(n), k=int(k), tokens=sizes, us=us))
-        self._need(found, "gemm")
+        return found
+
+    def _filled(self, found: list[Gemm]) -> list[Gemm]:
+        """Fill products in 16 bits from the denser table of another framework, where one is."""
+        known = {(c.n, c.k): c for c in found if c.format == "bf16"}
+        most = max((len(curve.tokens) for curve in known.values()), default=0)
+        for source in self._source.others():
+            for version in source.versions("gemm")[-1:]:
+                reader = Reader(source, version, self._shapes, self._device)
+                try:
+                    theirs = [c for c in reader._products() if (c.n, c.k) in known]
+                except ProfileError as wrong:
+                    self._note(f"gemm: {source.backend} {version} is left aside: {wrong}")
+                    continue
+                denser = [c for c in theirs if c.format == "bf16" and len(c.tokens) > SPARSE * most]
+                new = {(c.n, c.k): _filled_from(known[c.n, c.k], c) for c in denser}
+                changed = sum(curve is not known[key] for key, curve in new.items())
+                if changed:
+                    self.files += reader.files
+                    name = f"{source.backend} {version}"
+                    self._note(f"gemm: {changed} products have sizes of {name} between their own")
+                    return [new.get((c.n, c.k), c) if c.format == "bf16" else c for c in found]
         return found
 
     def all_gemms(self) -> list[Gemm]:
@@ -251,10 +284,8 @@ class Reader:
 
     def decode(self) -> list[Decode]:
         """Return the attention of decoding for the heads wanted."""
-        frame = self._attention("decode")
-        frame = frame.assign(context=frame["step"] + frame["isl"])
         found = []
-        for (heads, kv_format), rows in self._by_heads(frame):
+        for (heads, kv_format), rows in self._by_heads(self._believed()):
             clean = [
                 self._cleaned(row, "context", f"decode {tuple(heads)} {kv_format}")
                 for _, row in groups(rows, ["batch_size"])
@@ -267,6 +298,39 @@ class Reader:
             )
         self._need(found, "decode")
         return found
+
+    def _decoding(self) -> pd.DataFrame:
+        frame = self._attention("decode")
+        return frame.assign(context=frame["step"] + frame["isl"])
+
+    def _believed(self) -> pd.DataFrame:
+        """Return the rows of decoding, of another framework where these cannot be."""
+        own = self._decoding()
+        beyond = share_beyond_memory(own, self._device)
+        if beyond < DOUBTED:
+            return own
+        said = f"decode: {beyond:.0%} of long reads are faster than the memory's datasheet"
+        others = [found for source in self._source.others() for found in self._believable(source)]
+        if not others:
+            self._note(f"{said}; slowed to it, since no other framework's table is there")
+            return slowed(own, self._device)
+        name, rows, files = min(others, key=lambda other: distance(own, other[1]))
+        self.files = [file for file in self.files if not file.endswith(FAMILIES["decode"][1])]
+        self.files += files
+        self._note(f"{said}; those of {name} are taken instead")
+        return rows
+
+    def _believable(self, source: Source) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
+        """Yield the name, rows and files of another framework's decoding, if they can be."""
+        for version in source.versions("decode")[-1:]:
+            reader = Reader(source, version, self._shapes, self._device)
+            try:
+                rows = reader._decoding()
+            except ProfileError as wrong:
+                self._note(f"decode: {source.backend} {version} is left aside: {wrong}")
+                continue
+            if not rows.empty and share_beyond_memory(rows, self._device) < DOUBTED:
+                yield f"{source.backend} {version}", rows, reader.files
 
     def moe(self) -> list[Moe]:
         """Return the layers of experts wanted; none where the models have no experts."""
@@ -448,6 +512,14 @@ class Reader:
                 f"{self._source.folder}: {family}: no rows of the models' shapes for "
                 f"{self._source.system}, {self._source.backend} {self._version}; other --models?"
             )
+
+
+def _filled_from(curve: Gemm, denser: Gemm) -> Gemm:
+    own = (curve.tokens, curve.us)
+    sizes, us = filled(own, (denser.tokens, denser.us))
+    if len(sizes) == len(curve.tokens):
+        return curve
+    return curve.model_copy(update={"tokens": sizes, "us": tuple(map(float, levelled(us)))})
 
 
 def _key(curve: Moe) -> tuple[object, ...]:

@@ -198,3 +198,65 @@ def test_tables_one_after_the_other_are_told_apart() -> None:
     assert file == "h100_sxm/moe/trtllm/1.3.0rc20/moe_perf.parquet"
     assert set(frame["gpu"]) == {"h100_sxm"}
     assert set(frame["version"]) == {"1.3.0rc20"}
+
+
+def _swift(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return decoding from a cache: five times as fast as by the law, so beyond the memory."""
+    return frame.assign(latency=frame["latency"] / 5)
+
+
+def _decoding_of(folder: Path, framework: str, frame: pd.DataFrame) -> str:
+    """Lay another framework's decoding beside; return the file as profiles name it."""
+    name = f"h100_sxm/attention/{framework}/0.1/generation_attention_perf.parquet"
+    (folder / name).parent.mkdir(parents=True)
+    frame.to_parquet(folder / name)
+    return name
+
+
+def test_decoding_faster_than_the_memory_is_another_framework_s(write: Writer) -> None:
+    """Of those that can be, the nearest where all of it fits into a device's own cache."""
+    folder = write(generation_attention=_swift)
+    swift = pd.read_parquet(next(folder.rglob("generation_attention_perf.parquet")))
+    _decoding_of(folder, "far", swift.assign(latency=10 * swift["latency"]))
+    near = _decoding_of(folder, "near", swift.assign(latency=5 * swift["latency"]))
+    _decoding_of(folder, "swift", swift)
+    kernels = _imported(folder)
+    longest = max(us for curve in kernels.decode for us in curve.us)
+    assert longest == pytest.approx(1e3 * 5 * swift["latency"].max(), rel=1e-3)
+    (said,) = [warning for warning in kernels.warnings if warning.startswith("decode:")]
+    assert said.endswith("those of near 0.1 are taken instead")
+    assert [file for file in kernels.origin.files if "generation" in file] == [near]
+
+
+def test_decoding_faster_than_the_memory_is_slowed_to_it_where_no_other_is(write: Writer) -> None:
+    kernels = _imported(write(generation_attention=_swift))
+    peak = load_device("h100-sxm-80gb").memory_bandwidth_bytes_per_s or 0.0
+    for curve in kernels.decode:
+        for batch, context, us in zip(curve.sequences, curve.context, curve.us, strict=True):
+            assert us >= 0.999e6 * batch * context * curve.kv_heads * 128 * 2 * 2 / peak
+    assert any("slowed to it" in warning for warning in kernels.warnings)
+
+
+def test_products_have_a_denser_table_s_sizes_between_their_own(write: Writer) -> None:
+    """Only in 16 bits, where they are one library's; the own durations stay."""
+    folder = write()
+    own = folder / "h100_sxm/gemm/trtllm/1.0.0/gemm_perf.parquet"
+    lawful, before = pd.read_parquet(own), _imported(folder)
+    lawful[lawful["m"].isin([1, 8, 16, 64, 256, 1024, 2048, 8192])].to_parquet(own)
+    file = folder / "h100_sxm/gemm/other/2.0/gemm_perf.parquet"
+    file.parent.mkdir(parents=True)
+    halfway = lawful[lawful["m"].between(2, 4096)].assign(
+        m=lambda frame: frame["m"] * 3 // 2, latency=lambda frame: frame["latency"] * 1.0001
+    )
+    dense = pd.concat([lawful, halfway])
+    dense.assign(latency=dense["latency"] * 0.9).to_parquet(file)
+    kernels = _imported(folder)
+    for curve, whole in zip(kernels.gemm, before.gemm, strict=True):
+        points = dict(zip(curve.tokens, curve.us, strict=True))
+        if curve.format == "bf16":
+            known = dict(zip(whole.tokens, whole.us, strict=True))
+            assert {2, 3, 128, 768} < set(points)
+            assert points[128] == pytest.approx(known[128], rel=1e-3)
+        else:
+            assert set(points) == {1, 8, 16, 64, 256, 1024, 2048, 8192}
+    assert any("have sizes of other 2.0 between their own" in said for said in kernels.warnings)
