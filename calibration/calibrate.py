@@ -1,26 +1,29 @@
 """Make a profile: measure the grid in rounds until the budget is spent, judge it, write it.
 
-Every round visits every point once, so that a slow spell of the host touches all points alike and
-the medians over rounds shed it.
+Every round (`calibration.rounds`) visits every point once, so that a slow spell of the host touches
+all points alike and the medians over rounds shed it.
 """
 
+import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from calibration.grid import Point, held_out, points
+from calibration.grid import Grid, Point, held_out
 from calibration.host import Host
 from calibration.models import model_digest, open_model
 from calibration.operations import cells_of, measure
 from calibration.partial import Partial
 from calibration.probe import PROBED, probe_s
+from calibration.rounds import Rounds
 from calibration.timing import UNSTABLE_SPREAD, median_and_spread
 from calibration.transfers import Asked, measure_transfers, watched
+from calibration.visible import VISIBLE
 from engine.serve.engine import Engine, EngineConfig
 from engine.serve.memory import default_blocks
 from engine.serve.sampling import Sampling
@@ -38,10 +41,10 @@ from moesim.cost.profile import (
     save_profile,
 )
 from moesim.errors import CalibrationError
+from moesim.facts.precision import Precision
 from moesim.serving.scheduling import Limits
 from moesim.serving.sequences import Batch, Chunk, Sequence
 
-FEWEST_ROUNDS = 5
 TOLERATED_DRIFT = 0.3
 BLOCK_SIZE = 16
 
@@ -58,8 +61,18 @@ class Settings:
     device: torch.device
     transfers: Asked | None = None
     """What to measure of models that share the device; nothing if not given."""
+    dtype: str | None = None
+    """The number format to run in; the model's own if not given."""
     share: str = ""
     """What share of the device this process has, if it is not all of it."""
+    precision: Precision | None = None
+    """What weights are narrowed to as they come; as the model has them if not given."""
+
+    @property
+    def source(self) -> str:
+        """The model by name, and what its weights are narrowed to."""
+        name = Path(self.model).name
+        return f"{name}, {self.precision.experts}" if self.precision else name
 
 
 def silent(fraction: float, doing: str) -> None:
@@ -92,17 +105,31 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     digest = model_digest(settings.model, spec)
     partial = Partial.open(out, _setting(settings, engine, host, digest))
     rng = np.random.default_rng(0)
-    grid = points(spec, engine.config.limits, _kv_tokens(engine), BLOCK_SIZE)
+    grid = Grid(
+        spec=spec,
+        limits=engine.config.limits,
+        kv_tokens=_kv_tokens(engine),
+        block_size=BLOCK_SIZE,
+    )
     mixed = held_out(engine.config.limits, _kv_tokens(engine))
     started = time.perf_counter() - partial.spent_s
-    _warm_up(engine, grid, rng)
+    _warm_up(engine, grid.points(), rng)
     progress(0.05, "watching the router")
     router = watched(engine)
     before_s = probe_s(engine)
-    _measure_rounds(engine, [*grid, *mixed], partial, settings.budget_s, started, rng, progress)
+    measured = Rounds(
+        engine=engine,
+        grid=grid,
+        mixed=mixed,
+        partial=partial,
+        budget_s=settings.budget_s,
+        started=started,
+        rng=rng,
+        progress=progress,
+    ).run()
     progress(1.0, "judging")
     duration_s = time.perf_counter() - started
-    profile = _profile(settings, engine, router, grid, mixed, partial, host, digest, duration_s)
+    profile = _profile(settings, engine, router, measured, mixed, partial, host, digest, duration_s)
     probes = {"probe_s": (before_s + probe_s(engine)) / 2}
     profile = profile.model_copy(update={"verdict": profile.verdict.model_copy(update=probes)})
     if settings.transfers is not None:
@@ -117,7 +144,7 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
 
 def engine_for(settings: Settings) -> Engine:
     """Open the model in an engine with its real KV cache, filled with noise."""
-    decoder = open_model(settings.model, settings.device)
+    decoder = open_model(settings.model, settings.device, settings.precision, dtype=settings.dtype)
     limits = Limits(
         max_num_seqs=settings.max_num_seqs,
         max_batched_tokens=settings.max_batched_tokens,
@@ -152,38 +179,15 @@ def _setting(settings: Settings, engine: Engine, host: Host, digest: str) -> dic
         "max_num_seqs": settings.max_num_seqs,
         "max_batched_tokens": settings.max_batched_tokens,
         "num_blocks": engine.config.num_blocks,
+        "visible": os.environ.get(VISIBLE, ""),
         **({"share": settings.share} if settings.share else {}),
+        **({"precision": asdict(settings.precision)} if settings.precision else {}),
     }
 
 
 def _warm_up(engine: Engine, grid: list[Point], rng: np.random.Generator) -> None:
     for point in (grid[0], grid[len(grid) // 2], grid[-1]) * 2:
         measure(engine, point, rng)
-
-
-def _measure_rounds(
-    engine: Engine,
-    todo: list[Point],
-    partial: Partial,
-    budget_s: float,
-    started: float,
-    rng: np.random.Generator,
-    progress: Reporter,
-) -> None:
-    """Visit all points in an order drawn anew each round, until the budget would be overrun."""
-    first = time.perf_counter()
-    done = 0
-    while True:
-        for index in rng.permutation(len(todo)):
-            spent = time.perf_counter() - started
-            progress(min(0.99, spent / budget_s), f"measuring, round {partial.rounds + 1}")
-            partial.add(todo[index].key, measure(engine, todo[index], rng))
-        done += 1
-        partial.spent_s = time.perf_counter() - started
-        partial.save()
-        round_s = (time.perf_counter() - first) / done
-        if partial.rounds >= FEWEST_ROUNDS and partial.spent_s + round_s > budget_s:
-            return
 
 
 def _profile(
@@ -207,6 +211,7 @@ def _profile(
         kv=Kv(block_size=BLOCK_SIZE, num_blocks=engine.config.num_blocks),
         router=router,
         operations=operations,
+        decode_graphs=engine.runner.decode_graphs,
         provenance=Provenance(
             device=name_of(settings.device, host),
             device_kind="cuda" if settings.device.type == "cuda" else "cpu",
@@ -220,7 +225,7 @@ def _profile(
             },
             threads=torch.get_num_threads(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            model_source=Path(settings.model).name,
+            model_source=settings.source,
             model_digest=digest,
             duration_s=round(duration_s, 1),
         ),
@@ -300,10 +305,12 @@ def predicted_s(profile: Profile, point: Point) -> float:
 
 
 def _drift(partial: Partial) -> float:
-    """Compare the thirds of the measurement: slowest over fastest median round, minus 1."""
+    """Compare the thirds of the measurement: slowest over fastest median round, minus 1.
+
+    Of the points that were there from the beginning.
+    """
     series = [samples["iteration"] for samples in partial.samples.values()]
-    rounds = min(len(row) for row in series)
-    totals = np.sum([row[:rounds] for row in series], axis=0)
+    totals = np.sum([row for row in series if len(row) == partial.longest], axis=0)
     medians = [float(np.median(third)) for third in np.array_split(totals, 3) if third.size]
     return max(medians) / min(medians) - 1
 

@@ -32,7 +32,8 @@ from engine.serve.clock import WallClock
 from engine.serve.engine import Engine
 from engine.variants.command import consolidate
 from engine.variants.copies import Popularity
-from engine.variants.family import ALL, ONE, Family, Sharing, load_family
+from engine.variants.family import ALL, ONE, PACKED, Family, Sharing, load_family
+from engine.variants.layout import Layout
 from engine.variants.positions import positions_of
 from engine.variants.serving import Turns, VariantsEngine, VariantsWallClock
 from engine.variants.store import Residency
@@ -118,7 +119,11 @@ def served_together(scenario: Scenario, folders: Mapping[str, Path]) -> Scenario
     """
     models = {
         name: model.model_copy(
-            update={"architecture": str(folders.get(name, model.architecture)), "precision": None}
+            update={
+                "architecture": str(folders.get(name, model.architecture)),
+                "precision": None,
+                "kv_precision": None,
+            }
         )
         for name, model in scenario.models.items()
     }
@@ -171,15 +176,21 @@ def host_of(
     profiles: Mapping[str, Profile],
     folders: Mapping[str, Path],
     device: torch.device,
+    swap: str = PACKED,
+    layout: Layout | None = None,
 ) -> Host:
-    """Load the models as the simulator lays them out: as many resident copies, as many blocks."""
+    """Load the models as the simulator lays them out: as many resident copies, as many blocks.
+
+    `swap` is the way in which non-expert sets are replaced, one of `engine.variants.family`. The
+    `layout` of a consolidation is made where none is given.
+    """
     deployment = scenario.deployment
     assert isinstance(deployment, Consolidated | Offloaded | TimeShared)  # noqa: S101 was checked
     draft = drafted_of(scenario, load_inputs(scenario, profiles))[0].drafts[0]
     if draft.memory is not None:
         draft.memory.require_fit()
     return Host(
-        family=_family(deployment, draft, profiles, folders, device),
+        family=_family(deployment, draft, profiles, folders, device, swap, layout),
         blocks=min(draft.blocks),
         turns=Turns(policy=deployment.turns, quantum_s=deployment.quantum_s),
     )
@@ -191,6 +202,8 @@ def _family(
     profiles: Mapping[str, Profile],
     folders: Mapping[str, Path],
     device: torch.device,
+    swap: str,
+    layout: Layout | None,
 ) -> Family:
     if isinstance(deployment, TimeShared):
         return whole_models(folders, device)
@@ -198,9 +211,9 @@ def _family(
     sharing = Sharing(
         residency=residency_of(deployment.experts, draft),
         non_expert_sets=ONE if one and len(folders) > 1 else ALL,
+        swap=swap,
     )
-    layout = None
-    if isinstance(deployment, Consolidated) and len(folders) > 1:
+    if layout is None and isinstance(deployment, Consolidated) and len(folders) > 1:
         layout = consolidate(folders, deployment.ratio, lambda done, what: None)
     popularity = [popularity_of(profiles[name]) for name in folders]
     return load_family(folders, sharing, device, layout=layout, popularity=popularity)

@@ -20,7 +20,7 @@ from calibration.probe import probe_s
 from calibration.serving import engine_config, named_requests, warm_up
 from calibration.sharing import LateClock
 from engine.model.checkpoint import load_decoder
-from engine.serve.engine import Engine
+from engine.serve.engine import Engine, EngineConfig
 from engine.slices.at_once import Gate, at_once
 from engine.slices.here import parts_of
 from engine.slices.part import Part
@@ -137,7 +137,7 @@ def serve_share(job: Job, gate: Gate) -> Served:
     clock = job.clock()
     config = engine_config(job.scenario, job.profile, job.run)
     config = replace(config, num_blocks=job.blocks, graphs=False)
-    engine = Engine(load_decoder(job.folder, job.device), config)
+    engine = _opened(config, job, gate)
     warm_up(engine)
     alone_s, beside_s = _probes(engine, job, gate)
     frame = draw_requests(job.scenario, job.seed)
@@ -151,6 +151,21 @@ def serve_share(job: Job, gate: Gate) -> Served:
     gate.wait()
     clock.begin()
     return Served(records=engine.serve(clients), alone_s=alone_s, beside_s=beside_s)
+
+
+def _opened(config: EngineConfig, job: Job, gate: Gate) -> Engine:
+    """Open an engine while the other shares wait.
+
+    On CUDA it captures graphs to choose its experts' style, which allocations of another thread
+    would spoil.
+    """
+    opened: list[Engine] = []
+    for turn in range(job.count):
+        gate.wait()
+        if turn == job.place:
+            opened.append(Engine(load_decoder(job.folder, job.device), config))
+    gate.wait()
+    return opened[0]
 
 
 def _probes(engine: Engine, job: Job, gate: Gate) -> tuple[float, float]:

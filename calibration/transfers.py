@@ -70,7 +70,7 @@ def measure_transfers(
         notes.append("a model without experts: none of them is loaded, and nothing but it swapped")
         return Transfers(gateway=classification, variants=variants, notes=notes)
     progress(1.0, "timing loads and swaps")
-    loads, found_swaps = expert_loads(spec, device), swaps(spec, device)
+    loads, found_swaps = expert_loads(spec, device), swaps(spec, device, notes=notes)
     folders = dict(asked.variants) or ({"model": Path(model)} if Path(model).is_dir() else {})
     stored = []
     if folders:

@@ -1,5 +1,6 @@
 """Large allocations: what does not fit is said in one line, needed and available side by side."""
 
+import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,10 @@ from moesim.units import format_bytes
 
 MEMINFO = Path("/proc/meminfo")
 
+LARGE_BYTES = 2**30
+"""From here on what nobody uses any more is freed first: a model's parts hold each other, so that
+it lies about until Python looks for such circles."""
+
 
 @contextmanager
 def allocating(what: str, size: int, device: torch.device, remedy: str) -> Iterator[None]:
@@ -20,6 +25,8 @@ def allocating(what: str, size: int, device: torch.device, remedy: str) -> Itera
     A GPU refuses by itself. A host promises more than it has and ends who then uses it, so that it
     is asked before.
     """
+    if size >= LARGE_BYTES:
+        gc.collect()
     memory = _memory(device)
     shown = f" ({format_bytes(memory[0])} free of {format_bytes(memory[1])})" if memory else ""
     refusal = EngineError(f"{what}: {format_bytes(size)} do not fit on {device}{shown}; {remedy}")

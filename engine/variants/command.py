@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,17 @@ def provenance() -> Provenance:
     """Return what makes layouts here and now."""
     return Provenance(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        moesim=version("moesim"),
+        moesim=_own_version(),
         torch=torch.__version__,
     )
+
+
+def _own_version() -> str:
+    """Return the installed version; a GPU host may run from the sources alone."""
+    try:
+        return version("moesim")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def named(variants: Sequence[str]) -> dict[str, Path]:
