@@ -56,42 +56,42 @@ SOFTWARE: tuple[Software, ...] = (
     Software(
         "TensorRT-LLM",
         "h100-sxm-80gb",
-        (0.71, 1.08, 1.15, 1.19, 1.25, 1.28, 1.32, 1.38, 1.47, 1.59),
+        (0.96, 0.98, 1.01, 1.03, 1.05, 1.08, 1.11, 1.14, 1.17, 1.22),
     ),
     Software(
         "TensorRT-LLM 0.14",
         "a100-sxm-80gb",
-        (1.05, 1.10, 1.13, 1.17, 1.22, 1.25, 1.30, 1.36, 1.44, 1.56),
+        (0.98, 1.01, 1.01, 1.03, 1.06, 1.07, 1.09, 1.12, 1.14, 1.22),
     ),
     Software(
         "TensorRT-LLM 0.14",
         "h100-sxm-80gb",
-        (1.03, 1.11, 1.15, 1.18, 1.21, 1.24, 1.26, 1.32, 1.37, 1.70),
+        (0.95, 1.06, 1.10, 1.13, 1.15, 1.19, 1.22, 1.25, 1.28, 1.41),
     ),
     Software(
         "TensorRT-LLM 0.14",
         "h200-sxm-141gb",
-        (0.97, 1.04, 1.07, 1.11, 1.15, 1.18, 1.20, 1.23, 1.25, 1.29),
+        (1.00, 1.04, 1.05, 1.07, 1.08, 1.11, 1.12, 1.15, 1.20, 1.24),
     ),
     Software(
         "TensorRT-LLM 0.9.0",
         "a100-sxm-80gb",
-        (0.76, 0.93, 1.01, 1.05, 1.06, 1.07, 1.13, 1.15, 1.17, 1.61),
+        (0.71, 0.82, 0.89, 0.90, 0.92, 0.99, 1.00, 1.01, 1.05, 1.06),
     ),
     Software(
         "TensorRT-LLM 0.9.0",
         "h100-sxm-80gb",
-        (0.94, 0.99, 1.00, 1.03, 1.04, 1.14, 1.34, 1.48, 1.59, 2.21),
+        (0.90, 0.93, 0.97, 0.98, 0.99, 1.01, 1.04, 1.12, 1.18, 2.00),
     ),
     Software(
         "TensorRT-LLM 0.9.0",
         "h200-sxm-141gb",
-        (0.97, 1.00, 1.01, 1.02, 1.07, 1.09, 1.20, 1.31, 1.59, 1.86),
+        (0.93, 0.96, 0.99, 1.00, 1.00, 1.01, 1.03, 1.08, 1.11, 1.17),
     ),
     Software(
         "TensorRT-LLM 1.0 (PyTorch backend)",
         "h100-sxm-80gb",
-        (0.83, 0.85, 0.91, 0.95, 0.96, 0.97, 0.99, 1.00, 1.01, 1.02),
+        (0.83, 0.85, 0.91, 0.95, 0.96, 0.97, 0.98, 0.99, 1.00, 1.02),
     ),
     Software(
         "TensorRT-LLM 1.0 (PyTorch backend)",
@@ -111,7 +111,7 @@ SOFTWARE: tuple[Software, ...] = (
     Software(
         "trtllm",
         "h200-sxm-141gb",
-        (0.74, 0.76, 0.79, 0.81, 0.84, 0.86, 0.88, 0.91, 0.95, 0.99),
+        (0.74, 0.76, 0.80, 0.81, 0.85, 0.86, 0.89, 0.91, 0.95, 1.03),
     ),
     Software(
         "trtllm 1.0.0rc3",
@@ -121,22 +121,22 @@ SOFTWARE: tuple[Software, ...] = (
     Software(
         "vLLM",
         "h100-sxm-80gb",
-        (1.22, 1.29, 1.35, 1.48, 1.71, 1.88, 2.10, 2.19, 2.39, 2.82),
+        (0.96, 0.99, 1.01, 1.02, 1.04, 1.06, 1.09, 1.13, 1.20, 1.44),
     ),
     Software(
         "vllm",
         "h100-sxm-80gb",
-        (0.89, 0.89, 0.90, 0.90, 0.91, 0.92, 0.95, 0.96, 0.98, 1.00),
+        (0.89, 0.89, 0.90, 0.90, 0.91, 0.92, 0.94, 0.96, 0.98, 1.00),
     ),
     Software(
         "vllm",
         "h200-sxm-141gb",
-        (0.84, 0.86, 0.87, 0.88, 0.89, 0.89, 0.90, 0.94, 1.00, 1.05),
+        (0.84, 0.86, 0.87, 0.88, 0.89, 0.89, 0.90, 0.93, 1.00, 1.05),
     ),
     Software(
         "vllm 0.12.0",
         "h100-sxm-80gb",
-        (1.04, 1.08, 1.10, 1.13, 1.16, 1.18, 1.20, 1.23, 1.29, 1.33),
+        (1.04, 1.08, 1.10, 1.13, 1.16, 1.18, 1.20, 1.23, 1.30, 1.33),
     ),
     Software(
         "vllm 0.12.0",
@@ -147,7 +147,8 @@ SOFTWARE: tuple[Software, ...] = (
 """Engines with a dozen rows or more in tables of published results, by GPU, as `moesim accuracy`
 found them by kernels alone (docs/accuracy.md says on what): TensorRT-LLM's performance overviews,
 Argonne's inference benchmark, the measured runs beside AIConfigurator. Rates and times per token;
-names are those of the tables."""
+names are those of the tables. Where a host's time is known (`moesim/evidence/accuracy/served.py`),
+it is not in these. Made by benchmarks/fit_software.py."""
 
 
 def added(without: str = "") -> NDArray[np.float64]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from math import exp, log
 
 from moesim.evidence.accuracy.costs import Costs, Slower
-from moesim.evidence.accuracy.course import Course, simulated
+from moesim.evidence.accuracy.course import Course, of_course, simulated
 from moesim.evidence.accuracy.experiments import Figure
-from moesim.evidence.accuracy.predictions import of_course
 
 STEP = 1.1
 """By which factor each thing is changed."""
@@ -50,16 +49,12 @@ class Cause:
         return f"{self.suspect} (moves the figure {moves:.2f} % per %{by}); {self.batch}"
 
 
-def cause_of(
-    figure: Figure, predicted: float, costs: Costs, prompt_tokens: float | None = None
-) -> Cause:
+def cause_of(figure: Figure, predicted: float, costs: Costs) -> Cause:
     """Return what a figure hangs on."""
     experiment = figure.experiment
 
     def after(slower: Slower | None, memory: float) -> Course:
-        return simulated(
-            experiment, costs, slower=slower, memory=memory, prompt_tokens=prompt_tokens
-        )
+        return simulated(experiment, costs, slower=slower, memory=memory)
 
     course = after(None, 1.0)
     before = of_course(figure, course)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from moesim.evidence.accuracy.builds import Built, reckoned, tabulated
 from moesim.evidence.accuracy.costs import Costs, Slower, SlowerCost
-from moesim.evidence.accuracy.engines import Engine, limits_for
-from moesim.evidence.accuracy.experiments import Experiment, System
+from moesim.evidence.accuracy.experiments import Experiment, Figure
 from moesim.evidence.accuracy.memory import kv_blocks, room
+from moesim.evidence.accuracy.metrics import value_of
 from moesim.evidence.accuracy.names import UnknownRowError
-from moesim.evidence.accuracy.workloads import Workload, requests_of
+from moesim.evidence.accuracy.served import as_served
+from moesim.evidence.accuracy.workloads import requests_of
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.scheduling import Limits
 from moesim.simulation.replica import Replica, Usage
@@ -48,26 +50,30 @@ def simulated(
     *,
     slower: Slower | None = None,
     memory: float = 1.0,
-    prompt_tokens: float | None = None,
     seed: int = 0,
 ) -> Course:
-    """Simulate an experiment, with parts slower, `memory` times the KV cache, or other prompts.
+    """Simulate an experiment, with parts slower or `memory` times the KV cache.
 
     Raises UnknownRowError where it cannot have run as the table says.
     """
     system, engine, workload = experiment.system, experiment.engine, experiment.workload
-    prompt = prompt_tokens or workload.prompt_tokens
-    if prompt is None:
-        raise UnknownRowError("isl is not given")
-    limits, blocks = _limits(system, engine, workload, prompt)
-    cost = costs.cost(system, limits.max_batched_tokens, limits.max_num_seqs)
+    prompt = workload.prompt_tokens
+    limits, blocks = _limits(experiment, prompt)
+    cost = as_served(
+        costs.cost(system, limits.max_batched_tokens, limits.max_num_seqs),
+        system.spec,
+        system.part,
+        system.precision,
+        host=engine.host,
+        gathered=engine.gathered,
+    )
     replica = Replica(
         name="replica",
         limits=limits,
         cache=KvCache(max(1, int(blocks * memory)), engine.block_size),
         cost=cost if slower is None else SlowerCost(cost, slower),
     )
-    requests = requests_of(workload, prompt, seed)
+    requests = requests_of(workload, seed)
     served = serve(replica, requests)
     records = served.records
     if (records["outcome"] != "completed").any():
@@ -83,6 +89,17 @@ def simulated(
     )
 
 
+def of_course(figure: Figure, course: Course) -> float:
+    """Return a figure as a course has it."""
+    return value_of(
+        figure.metric,
+        course.records,
+        replicas=figure.replicas,
+        devices=figure.experiment.system.part.devices,
+        steady=figure.experiment.workload.steady,
+    )
+
+
 def _asked_again(records: pd.DataFrame, users: int) -> pd.DataFrame:
     """Return the records with each request arriving when its user's request before was answered.
 
@@ -95,10 +112,9 @@ def _asked_again(records: pd.DataFrame, users: int) -> pd.DataFrame:
     return records.assign(arrival_s=arrival)
 
 
-def _limits(
-    system: System, engine: Engine, workload: Workload, prompt: float
-) -> tuple[Limits, int]:
+def _limits(experiment: Experiment, prompt: float) -> tuple[Limits, int]:
     """Return what the replica accepts, and its KV blocks."""
+    system, engine, workload = experiment.system, experiment.engine, experiment.workload
     output = workload.output_tokens
     longest = system.spec.max_position_embeddings
     if workload.together:
@@ -107,14 +123,14 @@ def _limits(
         pieces = min(tokens, LARGEST_PIECE)
         blocks = min(sequences * each, kv_blocks(system, engine, sequences, pieces))
     else:
-        sequences, tokens = _accepted(system, engine, prompt, output)
+        sequences, tokens = _accepted(experiment, prompt)
         if not engine.policy.chunked:
             tokens = max(
                 tokens, round(prompt + output) if engine.policy.preempts else round(prompt)
             )
         if workload.users is not None:
             sequences = min(sequences, workload.users)
-        blocks = kv_blocks(system, engine, sequences, tokens)
+        blocks = kv_blocks(system, engine, sequences, tokens, round(prompt + output))
         if engine.policy.mixed:
             sequences = min(sequences, tokens - 1)  # so that a prompt can always get on
     return (
@@ -128,8 +144,14 @@ def _limits(
     )
 
 
-def _accepted(system: System, engine: Engine, prompt: float, output: float) -> tuple[int, int]:
+def _accepted(experiment: Experiment, prompt: float) -> Built:
     """Return the sequences and tokens that an engine accepts."""
-    if engine.max_num_seqs is None or engine.max_batched_tokens is None:
-        return limits_for(room(system, prompt + output), prompt, output)
-    return engine.max_num_seqs, engine.max_batched_tokens
+    system, engine = experiment.system, experiment.engine
+    if engine.max_num_seqs is not None and engine.max_batched_tokens is not None:
+        return engine.max_num_seqs, engine.max_batched_tokens
+    output = experiment.workload.output_tokens
+    each = prompt + output
+    built = tabulated(experiment.model, system.part.devices, round(each))
+    if built is None or not engine.tabulated:
+        built = reckoned(room(system, each), prompt, output)
+    return built

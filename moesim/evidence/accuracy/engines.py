@@ -5,7 +5,7 @@ told otherwise:
 
 | engine | batches | sequences, tokens | KV cache |
 |---|---|---|---|
-| TensorRT-LLM, trtllm-bench | no evict, prompts in chunks | `limits_for` | 0.90 of free |
+| TensorRT-LLM, trtllm-bench | no evict, prompts in chunks | `builds` | 0.90 of free |
 | TensorRT-LLM, MLPerf entry | no evict, whole prompts | 896, 8192 | 0.90 of free |
 | static batches (gptSessionBenchmark, gpt-fast) | all prompts, then all answers | the batch | all |
 | vLLM from 0.8 on | chunked prefill | 1024, 8192 | 0.90 of all, less the rest |
@@ -16,25 +16,37 @@ bench/build/tuning.py (Apache-2.0); the MLPerf v4.1 logs' settings; vLLM's and S
 MLPerf's entries cannot have set room aside for answers of 1,024 tokens each: 300 would fit where
 the logs' latencies at their rates say 650. Here they set aside what answers really need, which
 nearly comes to the same as admitting whoever fits, and is forty times as fast to simulate.
+Static batches of vLLM are those of 2024, whose host did not work beside the device, and those of
+TensorRT-LLM without a version those of its Python session of that year.
 TensorRT-LLM builds engines of FP8 weights with an FP8 KV cache; its blocks are of 64 tokens, 32 in
 the PyTorch backend of 1.0.
 """
 
 import re
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
 
 from moesim.evidence.accuracy.names import UnknownRowError
+from moesim.evidence.accuracy.served import SESSION_2024, VLLM_2024, XQA_0_9, Gathered, Host
 from moesim.serving.policies import POLICIES, Policy
 
 NO_EVICT_IN_CHUNKS = Policy(chunked=True, mixed=True, admission="completion")
 """TensorRT-LLM's GUARANTEED_NO_EVICT with chunked contexts, trtllm-bench's setting."""
 
-BENCH_SEQUENCES = 4096
-"""Most sequences for which trtllm-bench builds an engine."""
+COPIES = 3
+"""Copies of all logits, where nothing is known of how a server samples."""
 
-BENCH_TOKENS = 16384
-"""Most tokens of an iteration for which trtllm-bench builds an engine."""
+DECODER_COPIES = 6
+"""Values of 4 bytes that TensorRT-LLM's runtime and decoder keep for each sequence: so many for
+each entry of the vocabulary and each position that a sequence may reach.
+
+A log of 2,048 sequences, 151,936 entries and 32,768 positions has 8.42 GiB of them
+(github.com/NVIDIA/TensorRT-LLM, issue 1188), which six make 8.46; one of 32,000 entries and 2,048
+positions (docs/source/reference/memory.md) has 224 MiB: six make 199 if that engine was built for
+256 sequences, the default of its time.
+"""
+
+TABLE_UNTIL = (0, 14)
+"""The last version whose trtllm-bench takes the size of engines from a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +64,18 @@ class Engine:
     of_free: bool
     kv_format: str | None = None
     max_num_seqs: int | None = None
-    """Most sequences at once; None where it follows from the KV cache (`limits_for`)."""
+    """Most sequences at once; None where it is as trtllm-bench builds engines (`builds`)."""
     max_batched_tokens: int | None = None
+    tabulated: bool = False
+    """Whether trtllm-bench took both from its table."""
+    copies: int = COPIES
+    """Values of 4 bytes kept beside the logits, by sequence and entry of the vocabulary."""
+    copies_of_positions: int = 0
+    """The same, by sequence and position that it may reach."""
+    host: Host | None = None
+    """What it adds to the kernels of each iteration; None where that is not known."""
+    gathered: Gathered | None = None
+    """Which query heads it decodes together; None where its kernels are as those in the tables."""
 
 
 def engine_of(software: str, scenario: str) -> Engine:
@@ -66,6 +88,7 @@ def engine_of(software: str, scenario: str) -> Engine:
     if name.startswith("vllm"):
         return Engine(
             name="vLLM",
+            host=VLLM_2024 if scenario == "static_batch" else None,
             policy=POLICIES["chunked_prefill"],
             block_size=16,
             kv_share=0.90,
@@ -88,10 +111,15 @@ def engine_of(software: str, scenario: str) -> Engine:
 
 def _tensorrt(name: str, scenario: str) -> Engine:
     if scenario.startswith("static"):
-        return _static("TensorRT-LLM, static batch", "fp8")
+        static = _static("TensorRT-LLM, static batch", "fp8")
+        if not re.search(r"\d", name):
+            return replace(static, host=SESSION_2024)
+        old = re.search(r"\b0\.9\b", name)
+        return replace(static, gathered=XQA_0_9) if old else static
     mlperf = scenario.startswith("mlperf")
-    version = re.search(r"(\d+)\.\d+", name)
-    torch = version is not None and int(version[1]) == 1
+    found = re.search(r"(\d+)\.(\d+)", name)
+    version = (int(found[1]), int(found[2])) if found else TABLE_UNTIL
+    torch = not mlperf and version >= (1, 0)
     return Engine(
         name="TensorRT-LLM, MLPerf" if mlperf else "TensorRT-LLM",
         policy=POLICIES["no_evict"] if mlperf else NO_EVICT_IN_CHUNKS,
@@ -101,6 +129,9 @@ def _tensorrt(name: str, scenario: str) -> Engine:
         kv_format="fp8",
         max_num_seqs=896 if mlperf else None,
         max_batched_tokens=8192 if mlperf else None,
+        tabulated=version <= TABLE_UNTIL,
+        copies=COPIES if torch else DECODER_COPIES,
+        copies_of_positions=0 if torch else DECODER_COPIES,
     )
 
 
@@ -113,19 +144,3 @@ def _static(name: str, kv_format: str | None) -> Engine:
         of_free=True,
         kv_format=kv_format,
     )
-
-
-def limits_for(room: float, prompt_tokens: float, output_tokens: float) -> tuple[int, int]:
-    """Return sequences and tokens for which trtllm-bench builds an engine.
-
-    `room` is for how many requests the KV cache would do. Sequences are those, and tokens what
-    enters an iteration while as many prompts come as answers end; both rounded up.
-
-    >>> limits_for(250.9, 1000, 1000), limits_for(9000, 128, 128), limits_for(12, 20000, 2000)
-    ((256, 2048), (4096, 8192), (64, 2048))
-    """
-    sequences = min(room, BENCH_SEQUENCES)
-    tokens = min(sequences * (1 + prompt_tokens / output_tokens), BENCH_TOKENS)
-    step = 32 if sequences < 256 else 128 if sequences < 1024 else 256
-    unit = 256 if tokens < 4096 else 512 if tokens < 8192 else 1024
-    return max(64, step * ceil(sequences / step)), max(2048, unit * ceil(tokens / unit))

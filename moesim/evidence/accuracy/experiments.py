@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from moesim.errors import ScenarioError
 from moesim.evidence.accuracy.engines import Engine, engine_of
 from moesim.evidence.accuracy.metrics import Metric, metric_of
-from moesim.evidence.accuracy.names import UnknownRowError, device_of, model_of, precision_of
+from moesim.evidence.accuracy.names import (
+    UnknownRowError,
+    device_of,
+    model_of,
+    plain_model,
+    precision_of,
+)
 from moesim.evidence.accuracy.table import Row
 from moesim.evidence.accuracy.workloads import Workload, workload_of
 from moesim.facts.hardware import Device
@@ -25,15 +31,21 @@ class System:
     device: str
     part: Slice
     precision: Precision
+    alike: bool = False
+    """Whether all sequences of a batch are the same, and choose the same experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """A replica of a system, served by an engine, and what it was asked."""
+    """A replica of a system, served by an engine, and what it was asked.
+
+    `model` is its plain name, by which engines of some software were built.
+    """
 
     system: System
     engine: Engine
     workload: Workload
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +94,16 @@ def figure_of(row: Row) -> Figure:
         device=device.name,
         part=part,
         precision=precision_of(row.precision, spec, device, engine.kv_format),
+        alike=workload.copies,
     )
     return Figure(
         row=row,
-        experiment=Experiment(system=system, engine=engine, workload=workload.shared_by(replicas)),
+        experiment=Experiment(
+            system=system,
+            engine=engine,
+            workload=workload.shared_by(replicas),
+            model=plain_model(row.model),
+        ),
         metric=metric,
         replicas=replicas,
     )

@@ -21,15 +21,14 @@ USABLE_GIB = {
 }
 """What CUDA reports as a device's memory, as its out-of-memory messages quote it [GiB]."""
 
-CONTEXT_BYTES = GIB // 2
-"""A CUDA context with an engine's kernels on each device: about half a GiB, not measured here."""
+CONTEXT_BYTES = round(0.76 * GIB)
+"""A CUDA context with an engine's kernels on each device: what TensorRT-LLM's log of an H100 leaves
+unexplained (docs/source/reference/memory.md: of 79.10 GiB are 70.48 free beside an engine of 6,695
+MiB, 1,134 MiB of activations and 224 MiB of buffers)."""
 
 GROUP_BYTES = GIB
 """What NCCL and all-reduces over peers' memory keep on each device of a group: about a GiB, as
 servers of groups log it beside weights and activations; not measured here."""
-
-LOGITS = 3
-"""Copies of all sequences' logits in fp32 that TensorRT-LLM's decoder keeps on every rank."""
 
 VALUE_BYTES = 2
 """Activations are in 16 bits."""
@@ -38,11 +37,18 @@ ESTIMATED_SHARE = 0.95
 """Share of what weights leave that trtllm-bench takes for the KV cache when it sizes an engine."""
 
 
-def kv_blocks(system: System, engine: Engine, sequences: int, tokens: int) -> int:
-    """Return the KV blocks of a replica; UnknownRowError where its memory holds none."""
+def kv_blocks(
+    system: System, engine: Engine, sequences: int, tokens: int, positions: int = 0
+) -> int:
+    """Return the KV blocks of a replica; UnknownRowError where its memory holds none.
+
+    The engine is built for so many sequences, tokens of an iteration, and positions of a sequence.
+    """
     shard = Shard.of(system.spec, system.part)
     usable = usable_bytes(system.device)
-    beside = shard.weight_bytes(system.precision) + runtime_bytes(shard, sequences, tokens)
+    kept = engine.copies * system.spec.vocab_size + engine.copies_of_positions * positions
+    beside = shard.weight_bytes(system.precision) + 4 * kept * sequences
+    beside += runtime_bytes(shard, sequences, tokens)
     free = engine.kv_share * (usable - beside)
     if not engine.of_free:
         free = engine.kv_share * usable - beside
@@ -54,7 +60,7 @@ def kv_blocks(system: System, engine: Engine, sequences: int, tokens: int) -> in
 
 
 def runtime_bytes(shard: Shard, sequences: int, tokens: int) -> int:
-    """Return what a rank keeps beside weights and KV cache [B].
+    """Return what a rank keeps beside weights, KV cache and what sampling needs [B].
 
     Hidden states and logits are on every rank whole, the insides of FFNs divided. Six tensors of
     the residual stream's width are alive at once, and two for each visit of an expert; three of an
@@ -66,7 +72,7 @@ def runtime_bytes(shard: Shard, sequences: int, tokens: int) -> int:
     inner = 3 * tokens * _inner(spec) // shard.ranks
     logits = sequences * spec.vocab_size
     group = GROUP_BYTES if shard.ranks > 1 else 0
-    return VALUE_BYTES * (hidden + inner + logits) + 4 * LOGITS * logits + CONTEXT_BYTES + group
+    return VALUE_BYTES * (hidden + inner + logits) + CONTEXT_BYTES + group
 
 
 def room(system: System, tokens: float) -> float:

@@ -94,7 +94,9 @@ def value_of(
     span_s = float(records["finish_s"].max() - records["arrival_s"].min())
     if metric.kind == "rate":
         if steady:
-            records, span_s = _settled(records)
+            # those that come by a clock do so at their rate from the beginning
+            at_once = records["arrival_s"].max() == records["arrival_s"].min()
+            records, span_s = _settled(records, SETTLED if at_once else 0.0)
         counted = _counted(metric.of, records)
         return counted / span_s * (1 / devices if metric.per_gpu else replicas)
     if metric.of == "span_s":
@@ -110,13 +112,13 @@ def value_of(
     return float(np.percentile(seconds, level)) * metric.per_second
 
 
-def _settled(records: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """Return the requests admitted while others wait, settled, and the time that took [s].
+def _settled(records: pd.DataFrame, beginning: float) -> tuple[pd.DataFrame, float]:
+    """Return the requests admitted after a share of them, and the time that took [s].
 
     What comes in while all places are taken is what goes out.
     """
     ordered = records.sort_values("scheduled_s")
-    first = int(len(ordered) * SETTLED)
+    first = int(len(ordered) * beginning)
     began, ended = (float(ordered["scheduled_s"].iloc[place]) for place in (first, -1))
     if ended <= began:
         return records, float(records["finish_s"].max() - records["arrival_s"].min())

@@ -103,12 +103,16 @@ PRECISIONS = {name.upper(): name for name in ("fp16", "bf16", "fp8", "int8", "in
 """The formats of weights that are modelled."""
 
 
+def plain_model(name: str) -> str:
+    """Return a model's name in small letters, without whose it is and what it was tuned for."""
+    return DRESSING.sub("", name.lower().replace("_", "-").replace(" ", "-"))
+
+
 @cache
 def model_of(name: str) -> ModelSpec:
     """Return the shape that a model's name stands for."""
-    plain = DRESSING.sub("", name.lower().replace("_", "-").replace(" ", "-"))
     for pattern, like in MODELS:
-        if re.fullmatch(pattern, plain):
+        if re.fullmatch(pattern, plain_model(name)):
             spec = load_model(like.shipped, architectures=DECODERS)
             return ModelSpec.from_config({**spec.to_config(), **like.but}, name)
     return _given(name, f"model {name} is not known")

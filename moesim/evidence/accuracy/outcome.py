@@ -15,8 +15,10 @@ from moesim.errors import ScenarioError
 from moesim.evidence.accuracy.costs import Costs
 from moesim.evidence.accuracy.experiments import Figure, understood
 from moesim.evidence.accuracy.factors import with_factors
-from moesim.evidence.accuracy.predictions import Prediction, Prompts, Told, predicted
-from moesim.evidence.accuracy.prompts import Fit, fitted_prompts, prompts_of
+from moesim.evidence.accuracy.paces import Fit, fitted_paces, paces_of
+from moesim.evidence.accuracy.predictions import Prediction, Told, predicted
+from moesim.evidence.accuracy.routing import RoutedCosts
+from moesim.evidence.accuracy.served import found_on
 from moesim.evidence.accuracy.table import Row, read_table
 from moesim.scenario import ROOFLINE
 
@@ -65,7 +67,6 @@ class Accuracy:
     left_out: Counter[str]
     fits: tuple[Fit, ...]
     costs: Costs
-    prompts: Prompts
     profiles: Mapping[str, str]
     elapsed_s: float
 
@@ -86,10 +87,10 @@ def accuracy(
     told = told or _silent
     chosen = choice.of(read_table(path))
     known = understood(chosen)
-    costs, rooflines = Costs(profile), Costs(ROOFLINE)
-    fits = fitted_prompts(known.figures, costs)
-    prompts = prompts_of(known.figures, fits)
-    own = predicted(known.figures, costs, prompts=prompts, told=_part(told, 0), what="simulating")
+    costs, rooflines = RoutedCosts(profile), RoutedCosts(ROOFLINE)
+    fits = fitted_paces(known.figures, costs)
+    paces = paces_of(known.figures, fits)
+    own = predicted(known.figures, costs, paces=paces, told=_part(told, 0), what="simulating")
     devices = {figure.experiment.system.device for figure in own.predictions}
     profiles = {device: costs.profile_of(device) for device in sorted(devices)}
     plain = own
@@ -97,7 +98,7 @@ def accuracy(
         plain = predicted(
             tuple(own.predictions),
             rooflines,
-            prompts=prompts,
+            paces={},
             told=_part(told, 1),
             what="rooflines",
         )
@@ -105,7 +106,13 @@ def accuracy(
     on = {figure for fit in fits for figure in fit.figures}
     table = pd.DataFrame(
         [
-            _row(figure, found, plain.predictions.get(figure), profiles, figure not in on)
+            _row(
+                figure,
+                found,
+                plain.predictions.get(figure),
+                profiles,
+                figure not in on and not found_on(figure.row),
+            )
             for figure, found in own.predictions.items()
         ],
         columns=COLUMNS,
@@ -118,7 +125,6 @@ def accuracy(
         left_out=known.left_out + own.left_out,
         fits=fits,
         costs=costs,
-        prompts=prompts,
         profiles=profiles,
         elapsed_s=time.perf_counter() - started,
     )
@@ -181,7 +187,7 @@ def _row(
         "roofline": plain.value if plain else float("nan"),
         "roofline_low": plain.low if plain else float("nan"),
         "roofline_high": plain.high if plain else float("nan"),
-        "scales": not workload.timed and workload.prompt_tokens is not None,
+        "scales": not workload.timed and not workload.paced,
         "judged": judged,
     }
 

@@ -15,19 +15,24 @@ run of thousands it cancels.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from moesim.evidence.accuracy.costs import Costs, Slower
-from moesim.evidence.accuracy.course import Course, simulated
+from moesim.evidence.accuracy.course import of_course, simulated
 from moesim.evidence.accuracy.experiments import Experiment, Figure
-from moesim.evidence.accuracy.metrics import value_of
 from moesim.evidence.accuracy.names import UnknownRowError
+from moesim.evidence.accuracy.paces import AGAIN, Setting, Settings, with_prompts
+from moesim.evidence.accuracy.seats import reach
 from moesim.simulation.replications import COVERAGE
 
 Told = Callable[[float, str], None]
 """Told the share done, and what is being done."""
 
-Prompts = Mapping[Figure, float]
-"""The prompts' mean of rows that do not say [tokens]."""
+DRAWS = 3
+"""Arrivals drawn for a server's run."""
+
+Paces = Mapping[Figure, Settings]
+"""The settings of rows whose engine is known by its pace alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,32 +55,22 @@ class Predicted:
 
 
 def predicted(
-    figures: Sequence[Figure], costs: Costs, *, prompts: Prompts, told: Told, what: str
+    figures: Sequence[Figure], costs: Costs, *, paces: Paces, told: Told, what: str
 ) -> Predicted:
     """Predict figures, each experiment simulated once, or thrice where requests come by a clock."""
-    together: defaultdict[tuple[Experiment, float | None, str], list[Figure]] = defaultdict(list)
+    together: defaultdict[tuple[Experiment, str, Settings | None], list[Figure]]
+    together = defaultdict(list)
     for figure in figures:
-        together[figure.experiment, prompts.get(figure), software_of(figure)].append(figure)
+        together[figure.experiment, software_of(figure), paces.get(figure)].append(figure)
     found: dict[Figure, Prediction] = {}
     left_out = Counter[str]()
-    for place, ((experiment, prompt, _), its) in enumerate(together.items()):
+    for place, ((experiment, _, settings), its) in enumerate(together.items()):
         told(place / len(together), what)
         try:
-            found |= _figures(experiment, prompt, its, costs)
+            found |= _figures(experiment, its, costs, settings)
         except UnknownRowError as reason:
             left_out[str(reason)] += len(its)
     return Predicted(predictions=found, left_out=left_out)
-
-
-def of_course(figure: Figure, course: Course) -> float:
-    """Return a figure as a course has it."""
-    return value_of(
-        figure.metric,
-        course.records,
-        replicas=figure.replicas,
-        devices=figure.experiment.system.part.devices,
-        steady=figure.experiment.workload.steady,
-    )
 
 
 def software_of(figure: Figure) -> str:
@@ -84,34 +79,85 @@ def software_of(figure: Figure) -> str:
 
 
 def _figures(
-    experiment: Experiment, prompt: float | None, figures: Sequence[Figure], costs: Costs
+    experiment: Experiment, figures: Sequence[Figure], costs: Costs, settings: Settings | None
 ) -> dict[Figure, Prediction]:
-    low, middle, high = levels_of(figures[0], costs)
     if experiment.workload.timed:
-        courses = [
-            simulated(experiment, costs, slower=Slower.all_by(level), prompt_tokens=prompt)
-            for level in (low, middle, high)
-        ]
-        each = {figure: [of_course(figure, course) for course in courses] for figure in figures}
         bare = dict.fromkeys(figures, float("nan"))
+        each = _simulated_again(experiment, figures, costs, settings)
     else:
-        course = simulated(experiment, costs, prompt_tokens=prompt)
+        course = simulated(experiment, costs)
         bare = {figure: of_course(figure, course) for figure in figures}
+        factors = levels_of(figures[0], costs)
+        if settings is not None:
+            factors = (settings.likeliest.pace,) * 3
         each = {
-            figure: [slower_by(figure, bare[figure], x) for x in (low, middle, high)]
+            figure: _slower(figure, bare[figure], reach(figure, course), factors)
             for figure in figures
         }
     return {
-        figure: Prediction(value=values[1], low=min(values), high=max(values), bare=bare[figure])
+        figure: Prediction(
+            value=values[1],
+            low=min(values) * (1 - AGAIN),
+            high=max(values) * (1 + AGAIN),
+            bare=bare[figure],
+        )
         for figure, values in each.items()
         if values[1] == values[1]
     }
 
 
+def _slower(
+    figure: Figure,
+    value: float,
+    reached: tuple[float, float] | None,
+    factors: tuple[float, float, float],
+) -> list[float]:
+    """Return a figure at the factors' ends and in the middle, from the least and most it may be."""
+    least, most = reached or (value, value)
+    each = zip((least, value, most), factors, strict=True)
+    return [slower_by(figure, part, factor) for part, factor in each]
+
+
+def _simulated_again(
+    experiment: Experiment, figures: Sequence[Figure], costs: Costs, settings: Settings | None
+) -> dict[Figure, list[float]]:
+    """Return figures where requests come by a clock: least, likeliest, most.
+
+    Near saturation other arrivals make another tail: the likeliest is the median of some draws.
+    """
+    draws = (1, 1 if settings is None else DRAWS, 1)
+    if settings is None:
+        prompt, factors = experiment.workload.prompt_tokens, levels_of(figures[0], costs)
+        settings = Settings(*(Setting(prompt, factor, 1.0) for factor in factors))
+    courses = [
+        [
+            simulated(
+                with_prompts(experiment, setting.prompt_tokens),
+                costs,
+                slower=Slower.all_by(setting.pace),
+                memory=setting.memory,
+                seed=seed,
+            )
+            for seed in range(count)
+        ]
+        for setting, count in zip(settings, draws, strict=True)
+    ]
+    found = {}
+    for figure in figures:
+        drawn = [[of_course(figure, course) for course in its] for its in courses]
+        flat = [value for values in drawn for value in values]
+        found[figure] = [min(flat), median(drawn[1]), max(flat)]
+    return found
+
+
 def levels_of(figure: Figure, costs: Costs) -> tuple[float, float, float]:
     """Return the 5th, 50th and 95th percentile of the factors on all durations; 1 if unknown."""
-    levels = sorted(costs.levels(figure.experiment.system, software_of(figure))) or [1.0]
-    beyond = (1 - COVERAGE) / 2
+    return ends(costs.levels(figure.experiment.system, software_of(figure)) or [1.0])
+
+
+def ends(factors: Sequence[float]) -> tuple[float, float, float]:
+    """Return the 5th, 50th and 95th percentile of factors."""
+    levels, beyond = sorted(factors), (1 - COVERAGE) / 2
     return quantile(levels, beyond), quantile(levels, 0.5), quantile(levels, 1 - beyond)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from moesim.evidence.accuracy.outcome import Accuracy
-from moesim.evidence.accuracy.prompts import Fit
+from moesim.evidence.accuracy.paces import Fit
 from moesim.evidence.accuracy.summary import BY_MODEL, figures_of
 from moesim.evidence.accuracy.worst import Worst
 from moesim.scenario import ROOFLINE
@@ -36,38 +36,50 @@ HOW = (
     "Each row's experiment is simulated: the requests that the source sent, the engine's rules and "
     "memory, iteration by iteration. MAPE is the mean of |predicted/measured - 1|, bias the mean "
     "without the bars, p50 and p90 are percentiles of the former; `in interval` is the share of "
-    "rows that lie in their 90 % interval. `As is`, nothing is fitted on any row: iterations take "
-    "the median longer of what other engines were found to add to their kernels, and the interval "
-    "holds nine in ten of those; what the row's own software adds is left out, on all GPUs. `With "
-    "factor`, the iterations of one engine version on one GPU all take longer by one factor than "
-    "kernels alone: the median over the rates and times per token of all other prompt and answer "
-    "lengths (a fold is a pair of lengths), with the interval of those other rows' residuals. Rows "
-    "whose requests come by a clock have no factor."
+    "rows that lie in their 90 % interval. `As is`, nothing is fitted on any row that is judged: "
+    "iterations take the median longer of what other engines were found to add to their kernels, "
+    "and the interval holds nine in ten of those; what the row's own software adds is left out, on "
+    "all GPUs. `With factor`, the iterations of one engine version on one GPU all take longer by "
+    "one factor than kernels alone: the median over the rates and times per token of all other "
+    "prompt and answer lengths (a fold is a pair of lengths), with the interval of those other "
+    "rows' residuals. Rows whose requests come by a clock have no factor."
 )
 
 ASSUMED = (
     "TensorRT-LLM's published maximum loads: its documentation's numbers of requests, guaranteed "
-    "no evict with prompts in chunks, limits as trtllm-bench chooses them, 0.90 of the memory that "
-    "weights, activations, logits and about 0.5 GiB (1.5 GiB in a group) of runtime leave, blocks "
-    "of 64 tokens (32 from 1.0 on), an FP8 KV cache with FP8 weights.",
+    "no evict with prompts in chunks, engines as large as in trtllm-bench's table (to 0.14; on "
+    "eight GPUs for 8,192 sequences where the table has none) or as it reckons them (later), 0.90 "
+    "of the memory that weights, activations, the decoder (six values of each sequence for "
+    "each entry of the vocabulary and each position, by two logs) and 0.76 GiB (1.76 GiB in a "
+    "group) of runtime leave, blocks of 64 tokens (32 from 1.0 on), an FP8 KV cache with FP8 "
+    "weights.",
     "MLPerf: one replica a GPU, 896 sequences, 8,192 tokens, FP8 KV cache; answers by the "
-    "percentiles of the logs, prompts all of one fitted mean. Offline rates are those of a long "
-    "run without its beginning and its end. Near saturation a few per cent of capacity decide "
-    "whether 400 or 650 requests are in flight, and with them latencies.",
+    "percentiles of the logs, prompts of 650, 300 and 190 tokens, reckoned from what the three "
+    "data sets are and good to 13 % (the interval has longer and shorter ones). An entry's server "
+    "run is predicted with the pace of its own offline run; rates are those of a long run without "
+    "its beginning and its end. Near saturation a few per cent of capacity decide whether 400 or "
+    "650 requests are in flight, and tails of times to the first token are as the arrivals fall.",
     "Static batches: all prompts in one pass, then all answers to their end. Closed loops: ten "
     "requests a user, InferenceMAX's with lengths from 0.8 of those named to those named. vLLM and "
     "SGLang at their defaults.",
-    "Routers choose any expert alike, as they nearly do for random tokens.",
+    "Routers choose any expert alike, as they nearly do for random tokens; but in Argonne's "
+    "batches of TensorRT-LLM, copies of one prompt, all sequences choose the same.",
     "Kernels know nothing of the software around them: no host, no gaps between launches, and the "
     "kernels are of later versions than most of these engines had. What that adds differs from "
-    "engine to engine, from nothing to twice as long and more (vLLM of 2024): intervals as is are "
-    "as wide as that. Small batches on many GPUs, where the host sets the pace, are far too fast.",
-    "TensorRT-LLM 0.9 is not known well: its FP8 experts on Hopper and its decoding with four "
-    "query heads to one of keys and values (Mistral, Mixtral) were slower than any later kernels. "
-    "Of 0.14, rows of 128 prompt and 4,096 answer tokens on 4 and 8 GPUs are measured up to half "
-    "as slow again as others of as many tokens in the cache; why is not known.",
-    "Times to the first token of closed loops hang on whether users ask at once or one by one; "
-    "where lengths are all alike, simulated users keep step, which real ones lose.",
+    "engine to engine, from nothing to twice as long: intervals as is are as wide as that. Where "
+    "small batches on several GPUs tell a host's time (vLLM and TensorRT-LLM's Python session of "
+    "2024), it is added to each iteration: found on 24 runs, which are not judged. Others' small "
+    "batches on many GPUs are too fast.",
+    "TensorRT-LLM 0.9 decodes four query heads to one of keys and values (Mistral, Mixtral) by an "
+    "older kernel, which reads these again for each; how fast was found on two runs, which are not "
+    "judged. Its experts in FP8 on Hopper, and how made-up weights routed, are not known.",
+    "How many sequences 0.14's Mixtral on eight GPUs was built for is not known; its rows of 128 "
+    "and 4,096 tokens look as if there were a round of requests more than memory is reckoned to "
+    "need. Llama 70B in FP8 on a single H100 has little memory left, so that its rows hang on it.",
+    "Times to the first token of closed loops hang on whether users ask at once or one by one, and "
+    "on whether the engine has a seat for each: the interval is from a request alone to one that "
+    "waits for a seat. Where lengths are all alike, simulated users keep step, which real ones "
+    "lose.",
     "Near the edge where one more round of requests is needed, a per cent of KV memory moves a "
     "throughput by ten: rows with `KV memory` as suspect stand there.",
 )
@@ -164,11 +176,11 @@ def worst_row(each: Worst) -> tuple[str, ...]:
 
 def fit_words(fit: Fit) -> str:
     """Say what was fitted on which rows."""
-    end = "; no mean in reach meets them" if fit.at_end else ""
+    entries, paces = len(fit.entries), fit.paces
     return (
-        f"{fit.model}: prompts of {fit.prompt_tokens:.0f} tokens on average, which the source does "
-        f"not say; fitted on the output rates of the offline runs on {fit.device}, whose "
-        f"{len(fit.figures)} rows are not judged{end}"
+        f"{fit.model} on {fit.device}: iterations of MLPerf's entries take {paces[0]:.2f} to "
+        f"{paces[-1]:.2f} times as long as kernels alone: each of {entries} by the output rate of "
+        f"its offline run, whose rows ({len(fit.figures)} in all) are not judged"
     )
 
 

@@ -9,19 +9,24 @@
 | mlperf_offline | all at once |
 
 Prompts and answers are all as long as the table says, but those of InferenceMAX (`SHORTEST`) and
-of MLPerf's Mixtral data set (`MIXTRAL_ANSWERS`), whose prompts' mean is published nowhere and has
-to be fitted.
+of MLPerf's Mixtral data set (`moesim.evidence.accuracy.mixtral`).
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moesim.evidence.accuracy.mixtral import (
+    MIXTRAL_MEAN,
+    MIXTRAL_PROMPT,
+    mixtral_answers,
+    mixtral_prompts,
+)
 from moesim.evidence.accuracy.names import UnknownRowError
 from moesim.evidence.accuracy.table import Row
 
@@ -43,14 +48,13 @@ BATCHES = 12
 """How often MLPerf's offline scenario fills the largest batch. The real runs fill it a hundred
 times and more (their latencies say so), so that only the rate in between is looked at."""
 
-MIXTRAL_MEAN = 144.5
-"""Mean answer of MLPerf v4.1's Mixtral runs, from their logs [tokens]."""
+COPIES = re.compile(r"LLM-Inference-Bench.* TensorRT-LLM")
+"""Whose batches are copies of one prompt: Argonne's of TensorRT-LLM (github.com/argonne-lcf,
+TensorRT-LLM/A100/Benchmarking_Throughput/run.py), while its vLLM gets random ones and samples."""
 
-MIXTRAL_ANSWERS = ((0.5, 113), (0.9, 282), (0.95, 364), (0.97, 428), (0.99, 593), (1.0, 1024))
-"""Percentiles of the answers of MLPerf v4.1's Mixtral runs, from their logs [tokens]."""
-
-SHORTEST_ANSWER = 24.0
-"""The lower end with which those percentiles, interpolated in the logarithm, have that mean."""
+SERVER_S = 2400.0
+"""How long MLPerf's server runs go on (`min_duration` in the entries' user.conf) [s]. Shorter ones
+would miss the rare times when the batch is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +62,13 @@ class Workload:
     """Requests to a system, or to one of its replicas.
 
     `users` ask again when answered; with a `rate_per_s` requests come at random; with neither all
-    are there at once. `answers` is `alike` or `mlperf-mixtral`. `prompt_tokens` are None where they
-    have to be fitted. `together` says that all run in one batch, `steady` that the real run was so
-    long that its beginning and its end do not count. `shortest` is the share of the lengths down to
-    which they are drawn.
+    are there at once. `answers` is `alike` or `mlperf-mixtral`. `together` says that all run in one
+    batch, `steady` that the real run was so long that its beginning and its end do not count.
+    `shortest` is the share of the lengths down to which they are drawn.
     """
 
     requests: int
-    prompt_tokens: float | None
+    prompt_tokens: float
     output_tokens: float
     users: int | None = None
     rate_per_s: float | None = None
@@ -73,21 +76,29 @@ class Workload:
     together: bool = False
     steady: bool = False
     shortest: float = 1.0
+    copies: bool = False
+    """Whether all requests have the same prompt, and so the same answer."""
 
     @property
     def timed(self) -> bool:
         """Whether requests come by a clock of their own, so that slower is not just longer."""
         return self.rate_per_s is not None
 
+    @property
+    def paced(self) -> bool:
+        """Whether its engine is known by nothing but its pace (`paces`)."""
+        return self.answers != "alike"
+
     def shared_by(self, replicas: int) -> "Workload":
         """Return what each of several replicas is asked: its part of the rate, or of the users."""
         users, rate = self.users, self.rate_per_s
+        divided = users is not None or (self.timed and self.steady)
         if users is not None and users % replicas:
             raise UnknownRowError("users and replicas do not add up")
         return replace(
             self,
             users=None if users is None else users // replicas,
-            requests=self.requests if users is None else self.requests // replicas,
+            requests=self.requests // replicas if divided else self.requests,
             rate_per_s=None if rate is None else rate / replicas,
         )
 
@@ -112,23 +123,31 @@ def workload_of(row: Row) -> Workload:
     return make(row)
 
 
-def requests_of(workload: Workload, prompt_tokens: float, seed: int) -> pd.DataFrame:
-    """Return the requests as `moesim.simulation.station.serve` takes them."""
+def requests_of(workload: Workload, seed: int) -> pd.DataFrame:
+    """Return the requests as `moesim.simulation.station.serve` takes them.
+
+    MLPerf's come at just the rate that was asked for, and have each answer of the data set equally
+    often: near saturation half a per cent more makes times to the first token a half longer.
+    """
     rng, count = np.random.default_rng(seed), workload.requests
     arrival_s = np.zeros(count)
     if workload.rate_per_s is not None:
         arrival_s = rng.exponential(1 / workload.rate_per_s, count).cumsum()
-    if workload.answers == "alike":
-        output = _drawn(workload.output_tokens, workload.shortest, rng, count)
+    if workload.paced:
+        prompts = mixtral_prompts(rng.permutation(count)) * workload.prompt_tokens / MIXTRAL_PROMPT
+        prompt = np.rint(prompts).astype(np.int64)
+        output = mixtral_answers(rng.permutation((np.arange(count) + 0.5) / count))
+        arrival_s *= count / (workload.rate_per_s * arrival_s[-1]) if workload.rate_per_s else 1.0
     else:
-        output = mixtral_answers(rng.random(count))
+        prompt = _drawn(workload.prompt_tokens, workload.shortest, rng, count)
+        output = _drawn(workload.output_tokens, workload.shortest, rng, count)
     return pd.DataFrame(
         {
             "request_id": np.arange(count),
             "tenant": "",
             "model": "",
             "arrival_s": arrival_s,
-            "prompt_tokens": _drawn(prompt_tokens, workload.shortest, rng, count),
+            "prompt_tokens": prompt,
             "output_tokens": output,
         }
     )
@@ -143,17 +162,6 @@ def _drawn(
     return np.full(count, longest) if least == longest else rng.integers(least, longest + 1, count)
 
 
-def mixtral_answers(levels: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return answers at quantile levels, (N,) [tokens].
-
-    >>> mixtral_answers(np.array([0.5, 0.99, 1.0])).tolist()
-    [113, 593, 1024]
-    """
-    known, tokens = zip((0.0, SHORTEST_ANSWER), *MIXTRAL_ANSWERS, strict=True)
-    found: NDArray[np.float64] = np.exp(np.interp(levels, known, np.log(tokens)))
-    return np.rint(found).astype(np.int64)
-
-
 def _static(row: Row) -> Workload:
     prompt, output = _lengths(row)
     return Workload(
@@ -161,6 +169,7 @@ def _static(row: Row) -> Workload:
         prompt_tokens=prompt,
         output_tokens=output,
         together=True,
+        copies=bool(COPIES.search(f"{row.source} {row.software}")),
     )
 
 
@@ -205,12 +214,14 @@ def _online(row: Row) -> Workload:
 
 def _server(row: Row) -> Workload:
     _mixtral(row)
+    rate = _rate(row)
     return Workload(
-        requests=8 * ONLINE,
-        prompt_tokens=row.isl,
+        requests=ceil(rate * SERVER_S),
+        prompt_tokens=row.isl or MIXTRAL_PROMPT,
         output_tokens=MIXTRAL_MEAN,
-        rate_per_s=_rate(row),
+        rate_per_s=rate,
         answers="mlperf-mixtral",
+        steady=True,
     )
 
 
@@ -220,7 +231,7 @@ def _offline(row: Row) -> Workload:
         raise UnknownRowError("offline latencies follow from how long the run was, not given")
     return Workload(
         requests=BATCHES * 896,
-        prompt_tokens=row.isl,
+        prompt_tokens=row.isl or MIXTRAL_PROMPT,
         output_tokens=MIXTRAL_MEAN,
         answers="mlperf-mixtral",
         steady=True,

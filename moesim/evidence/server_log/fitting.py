@@ -217,7 +217,7 @@ def served_by(log: ServerLog, parameters: AffineParameters, requests: pd.DataFra
     )
     cache = KvCache(log.kv_blocks, BLOCK_SIZE)
     served = serve(Replica(name="predicted", limits=limits, cache=cache, cost=cost), requests)
-    return replace(served, records=served.records.sort_values("request_id", ignore_index=True))
+    return replace(served, table=served.table.take(np.argsort(served.table["request_id"])))
 
 
 def contents_of(served: Served) -> _Work:

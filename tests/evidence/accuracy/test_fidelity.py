@@ -66,6 +66,49 @@ def test_an_older_engine_needs_one() -> None:
     assert 0.8 < figures_of(rows)["fitted_hit"] < 0.97
 
 
+@published
+def test_a_server_run_follows_from_the_offline_run_of_its_machine() -> None:
+    """MLPerf v4.1, Mixtral on NVIDIA's eight H100, with prompts as reckoned."""
+    rows = _judged(source="closed/NVIDIA/DGX-H100", model="mixtral")
+    assert len(rows) == 17
+    error = rows.set_index("metric")["error"].abs()
+    assert error["output_tokens_per_s"] < 0.01
+    assert error["tpot_mean_ms"] < 0.12
+    assert error["tpot_p99_ms"] < 0.12
+    assert error["ttft_p50_ms"] < 0.10
+    assert rows["inside"].mean() > 0.75
+
+
+@published
+def test_a_host_found_on_one_model_holds_on_others() -> None:
+    """The vLLM of Argonne's benchmark, by kernels and a host found on Llama 3 8B."""
+    rows = _judged(source="argonne", model="Llama-3-70B", gpu="H100")
+    large = rows[rows["software"] == "vLLM"]
+    mixtral = _judged(source="argonne", model="Mixtral", gpu="A100")
+    mixtral = mixtral[mixtral["software"] == "vLLM"]
+    assert (len(large), len(mixtral)) == (40, 54)
+    assert figures_of(large)["mape"] < 0.08
+    assert figures_of(mixtral)["mape"] < 0.10
+
+
+@published
+def test_copies_of_one_prompt_read_few_experts() -> None:
+    """Argonne's TensorRT-LLM with Mixtral: one factor for all batches, from one to 64."""
+    rows = _judged(source="argonne", model="Mixtral")
+    figures = figures_of(rows[rows["software"] == "TensorRT-LLM"])
+    assert figures["rows"] == 104
+    assert figures["fitted_mape"] < 0.15
+
+
+@published
+def test_an_attention_found_on_one_device_holds_on_others() -> None:
+    """TensorRT-LLM 0.9 with Mistral, whose decoding reads keys and values again for each head."""
+    rows = _judged(source="v0.9.0", model="Mistral")
+    rates = rows[(rows["figure"] == "rate") & rows["gpu"].str.contains("A100|H200")]
+    assert len(rates) == 8
+    assert figures_of(rates)["mape"] < 0.12
+
+
 def test_each_device_has_its_own_profile() -> None:
     assert Costs(None).profile_of("h100-sxm-80gb") == "h100-sxm-80gb"
     assert Costs(None).profile_of("a100-sxm-40gb") == "roofline"
