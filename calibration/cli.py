@@ -23,7 +23,9 @@ app = commands.application(
 
 PROFILE_HELP = """Profile a model on this host: minutes, resumable, judged for stability.
 
-Interrupted, it keeps its samples in OUT.partial; the same command goes on from there.
+Every batch size of a grid is measured several times; with what is left of the budget sizes are
+added where the curve bends, and all are repeated. Interrupted, it keeps its samples in OUT.partial;
+the same command goes on from there.
 
 Examples:
 
@@ -35,6 +37,8 @@ Examples:
     --gateway gateway.npz --out my-host.json
 
   moesim-calibrate profile --model base/ --share 1/2 --out half.json
+
+  moesim-calibrate profile --model config.json --dtype bf16 --gpu MIG-41b3f4... --out slice.json
 """
 
 VALIDATE_HELP = """Serve a workload for real, predict it from the profile, and compare.
@@ -86,6 +90,9 @@ Examples:
   moesim-calibrate commands 4g.71gb,2g.35gb,1g.18gb --gpu 1
 """
 
+GPU_HELP = (
+    "A GPU's number, or the UUID of a GPU or MIG instance (nvidia-smi -L); the first if not given."
+)
 SHARE_PROFILES_HELP = "Profiles made with --share, as MODEL=FILE,MODEL=FILE, for kind mps."
 VARIANTS_HELP = "Checkpoints of one shape, as NAME=FOLDER,NAME=FOLDER."
 
@@ -107,8 +114,13 @@ def detect(
 
 @app.command(help=PROFILE_HELP)
 def profile(
-    model: Annotated[str, typer.Option(help="A checkpoint folder or a shipped model.")],
+    model: Annotated[
+        str, typer.Option(help="A checkpoint folder, a config.json or a shipped model.")
+    ],
     out: Annotated[Path, typer.Option(help="The profile file to write.")],
+    dtype: Annotated[
+        str, typer.Option(help="Number format to run in: bf16, fp16 or fp32; its own if not given.")
+    ] = "",
     budget_s: Annotated[float, typer.Option(help="Time to spend measuring [s].")] = 60.0,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Largest batch to measure.")] = 64,
     max_batched_tokens: Annotated[
@@ -128,6 +140,7 @@ def profile(
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts to time it with; made up if not given.")
     ] = None,
+    gpu: Annotated[str, typer.Option(help=GPU_HELP)] = "",
     share: Annotated[
         str, typer.Option(help="Measure on this share of the device only, as 1/2 or 40%.")
     ] = "",
@@ -139,17 +152,28 @@ def profile(
 
     from calibration.calibrate import Settings, calibrate, check_budget
     from calibration.host import detect as look
-    from calibration.models import device_of
+    from calibration.models import device_of, dtype_of
     from calibration.transfers import Asked
     from calibration.transfers_shown import transfer_lines
+    from calibration.visible import see_only
     from engine.slices.here import on_share
     from engine.slices.shares import read_share
+    from moesim.cost.places import check_place
     from moesim.errors import CalibrationError
 
     check_budget(budget_s)
+    check_place(out)
+    if gpu:
+        see_only(gpu)
     more = Asked(variants=_named(variants), gateway=gateway, prompts=prompts)
+    if dtype and (more.variants or transfers):
+        raise CalibrationError(
+            "--dtype: variants and what is loaded are in their checkpoints' own format; leave out "
+            "--dtype, or --transfers and --variants"
+        )
     settings = Settings(
         model=model,
+        dtype=dtype_of(dtype) if dtype else None,
         budget_s=budget_s,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
@@ -207,12 +231,14 @@ def datasheet(
     from calibration.datasheet import device_yaml, measured_device
     from calibration.host import detect as look
     from moesim.errors import CalibrationError
+    from moesim.facts.catalog import shipped
     from moesim.files import write_text
 
     host = look()
     if host.device_kind != "cpu":
         raise CalibrationError(
-            f"datasheet: is for CPUs; for {host.gpus[0].name} take a shipped device: moesim catalog"
+            f"datasheet: is for CPUs; for {host.gpus[0].name} take a shipped device "
+            f"({', '.join(shipped('hardware'))}), or write its datasheet's figures down like theirs"
         )
     device = measured_device(host, name or out.stem)
     write_text(out, device_yaml(device))
@@ -231,10 +257,12 @@ def merge(
     """Join profiles."""
     from calibration.merge import check_place
     from calibration.merge import merge as join
+    from moesim.cost.places import check_place as check_kind
     from moesim.cost.profile import load_profile, save_profile
 
     named = [(name, load_profile(name)) for name in profiles]
     check_place(out, profiles)
+    check_kind(out)
     merged = join(named)
     save_profile(merged, out)
     if as_json:
@@ -278,6 +306,7 @@ def validate(
     model: Annotated[str, typer.Option(help="The checkpoint that was profiled.")] = "",
     variants: Annotated[str, typer.Option(help=VARIANTS_HELP)] = "",
     share_profiles: Annotated[str, typer.Option(help=SHARE_PROFILES_HELP)] = "",
+    gpu: Annotated[str, typer.Option(help=GPU_HELP)] = "",
     trace: Annotated[
         Path | None, typer.Option(help="Replay this trace in place of the workload's.")
     ] = None,
@@ -295,23 +324,31 @@ def validate(
     from calibration.report import write_validation_report
     from calibration.sharing import served_together
     from calibration.validate import validate as run_validation
+    from calibration.visible import see_only
     from moesim.cost.profile import load_profile
     from moesim.errors import CalibrationError
     from moesim.evidence.validation import comparison_json
+    from moesim.facts.precision import OF_DTYPE
     from moesim.scenario import load_scenario
     from moesim.views.terminal import show_comparison
 
+    if gpu:
+        see_only(gpu)
     folders = _named(variants)
     if bool(model) == bool(folders):
         raise CalibrationError(
             "--model: give the checkpoint that was profiled, or, for models that share the device, "
             "--variants alone"
         )
-    scenario = load_scenario(workload)
-    scenario = served_together(scenario, folders) if folders else scenario.served_here(model)
+    scenario, measured = load_scenario(workload), load_profile(profile)
+    scenario = (
+        served_together(scenario, folders)
+        if folders
+        else scenario.served_here(model, OF_DTYPE[measured.spec.dtype])
+    )
     plan = Plan(
         scenario=scenario if trace is None else scenario.with_trace(trace),
-        profile=load_profile(profile),
+        profile=measured,
         model=model,
         runs=runs,
         seed=seed,

@@ -5,6 +5,7 @@ and distinct experts act on different operations, so one sweep moves both.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -38,28 +39,65 @@ class Point:
         return sum(part.new_tokens + part.context for part in self.parts)
 
     @property
+    def chunked(self) -> bool:
+        """Whether it is a prompt's chunk, rather than decodes."""
+        return self.parts[0].new_tokens > 1
+
+    @property
     def key(self) -> str:
         """A name for the point in a partial file."""
         parts = ",".join(f"{part.new_tokens}@{part.context}" for part in self.parts)
         return f"{parts}/{self.distinct}"
 
+    @classmethod
+    def of(cls, key: str) -> Self:
+        """Return the point of a name.
 
-def points(spec: ModelSpec, limits: Limits, kv_tokens: int, block_size: int) -> list[Point]:
-    """Return the measuring grid for a model under a replica's limits."""
-    grid = []
-    for sequences in _doubling(1, _most_decodes(limits)):
-        room = kv_tokens // sequences - block_size
-        longest = min(limits.max_model_len - 1, room)
+        >>> Point.of("1@5,1@5/2").key
+        '1@5,1@5/2'
+        """
+        parts, _, distinct = key.partition("/")
+        pairs = [part.split("@") for part in parts.split(",")]
+        return cls(
+            tuple(Part(int(new), int(context)) for new, context in pairs),
+            None if distinct == "None" else int(distinct),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Which batches a model under a replica's limits can meet, in rows: sizes of one kind."""
+
+    spec: ModelSpec
+    limits: Limits
+    kv_tokens: int
+    block_size: int
+
+    def decodes(self, sequences: int) -> list[Point]:
+        """Return a row of so many decodes at several contexts; empty if the cache has no room."""
+        room = self.kv_tokens // sequences - self.block_size
+        longest = min(self.limits.max_model_len - 1, room)
         if longest < 1:
-            break
-        for context, distinct in _sweep(spec, sequences, longest, lowest=1):
-            grid.append(Point((Part(1, context),) * sequences, distinct))
-    for new_tokens in _doubling(4, limits.max_batched_tokens):
-        longest = min(limits.max_model_len, kv_tokens - block_size) - new_tokens
-        if longest >= 0:
-            for context, distinct in _sweep(spec, new_tokens, longest, lowest=0):
-                grid.append(Point((Part(new_tokens, context),), distinct))
-    return grid
+            return []
+        sweep = _sweep(self.spec, sequences, longest, lowest=1)
+        return [Point((Part(1, context),) * sequences, distinct) for context, distinct in sweep]
+
+    def chunk(self, new_tokens: int) -> list[Point]:
+        """Return a row of one prompt's chunk after several contexts; empty without room."""
+        longest = min(self.limits.max_model_len, self.kv_tokens - self.block_size) - new_tokens
+        if longest < 0:
+            return []
+        sweep = _sweep(self.spec, new_tokens, longest, lowest=0)
+        return [Point((Part(new_tokens, context),), distinct) for context, distinct in sweep]
+
+    def points(self) -> list[Point]:
+        """Return the grid to begin with: sizes that double, up to the limits."""
+        found = []
+        for sequences in _doubling(1, _most_decodes(self.limits)):
+            found += self.decodes(sequences)
+        for new_tokens in _doubling(4, self.limits.max_batched_tokens):
+            found += self.chunk(new_tokens)
+        return found
 
 
 def held_out(limits: Limits, kv_tokens: int, count: int = 8) -> list[Point]:

@@ -17,6 +17,7 @@ from moesim.facts.mig import Placement, check_layout
 DEVICES = {
     "NVIDIA A100-SXM4-40GB": "a100-sxm-40gb",
     "NVIDIA A100-SXM4-80GB": "a100-sxm-80gb",
+    "NVIDIA A100 80GB PCIe": "a100-pcie-80gb",
     "NVIDIA H100 80GB HBM3": "h100-sxm-80gb",
     "NVIDIA H200": "h200-sxm-141gb",
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from engine.model.decoder import Decoder
 from moesim.errors import CalibrationError
 from moesim.facts.catalog import load_model
 from moesim.facts.models import ModelSpec
-from moesim.facts.precision import Precision
+from moesim.facts.precision import OF_DTYPE, Precision
 
 
 def device_of(name: str | None = None) -> torch.device:
@@ -19,11 +20,31 @@ def device_of(name: str | None = None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def open_model(name: str, device: torch.device, precision: Precision | None = None) -> Decoder:
-    """Load the checkpoint folder `name`, or make random weights (seed 0) of a shipped shape.
+def dtype_of(name: str) -> str:
+    """Return the number format that `name` is short for; CalibrationError with those there are.
 
-    With a `precision` weights are narrowed as they come. Raises CalibrationError for what is not a
-    decoder, before any weight is read.
+    >>> dtype_of("bf16"), dtype_of("float32")
+    ('bfloat16', 'float32')
+    """
+    known = {short: dtype for dtype, short in OF_DTYPE.items()}
+    if name in OF_DTYPE:
+        return name
+    if name not in known:
+        raise CalibrationError(f"--dtype: {name!r} is not one of {', '.join(known)}")
+    return known[name]
+
+
+def open_model(
+    name: str,
+    device: torch.device,
+    precision: Precision | None = None,
+    *,
+    dtype: str | None = None,
+) -> Decoder:
+    """Load the checkpoint folder `name`, or make random weights (seed 0) of a config's shape.
+
+    In its own number format, unless `dtype` names another; with a `precision` weights are narrowed
+    as they come. Raises CalibrationError for what is not a decoder, before any weight is read.
     """
     spec = load_model(name)
     if spec.num_encoder_layers:
@@ -32,7 +53,9 @@ def open_model(name: str, device: torch.device, precision: Precision | None = No
             "give a decoder"
         )
     if Path(name).is_dir():
-        return load_decoder(Path(name), device, precision=precision)
+        told = getattr(torch, dtype) if dtype else None
+        return load_decoder(Path(name), device, told, precision=precision)
+    spec = replace(spec, dtype=dtype or spec.dtype)
     return random_decoder(spec, seed=0, device=device, precision=precision)
 
 

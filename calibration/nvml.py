@@ -118,6 +118,21 @@ class Nvidia:
     gpus: tuple[Gpu, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a program can run on: a GPU that is not divided, or a MIG instance."""
+
+    uuid: str
+    gpu: int
+    """The GPU's number."""
+    profile: str | None = None
+    """Of an instance, such as `3g.40gb`."""
+
+    def __str__(self) -> str:
+        """Return it as a person would say it."""
+        return f"{self.profile or 'all'} of GPU {self.gpu} ({self.uuid})"
+
+
 @dataclass(frozen=True, slots=True)
 class _Ask:
     """Questions about one thing."""
@@ -164,6 +179,31 @@ def look(nvml: Any) -> Nvidia | None:
         driver = _text(ask.must("nvmlSystemGetDriverVersion"))
         count = ask.must("nvmlDeviceGetCount")
         return Nvidia(driver=driver, gpus=tuple(_gpu(nvml, index) for index in range(count)))
+
+
+def places(nvml: Any) -> list[Place] | None:
+    """Return all that programs can run on; None where there is no NVIDIA driver.
+
+    Raises CalibrationError where NVML fails half-way.
+    """
+    with _opened(nvml) as there:
+        if not there:
+            return None
+        count = _Ask(nvml, "the driver").must("nvmlDeviceGetCount")
+        return [place for index in range(count) for place in _places(nvml, index)]
+
+
+def _places(nvml: Any, index: int) -> Iterator[Place]:
+    ask = _Ask(nvml, f"GPU {index}")
+    handle = ask.must("nvmlDeviceGetHandleByIndex", index)
+    mode, _ = ask.may("nvmlDeviceGetMigMode", handle) or (None, None)
+    if mode != nvml.NVML_DEVICE_MIG_ENABLE:
+        yield Place(uuid=_text(ask.must("nvmlDeviceGetUUID", handle)), gpu=index)
+        return
+    for place, instance in _instance_handles(ask, handle):
+        uuid = _text(ask.must("nvmlDeviceGetUUID", instance))
+        profile = _instance(nvml, ask.about, place, instance).profile
+        yield Place(uuid=uuid, gpu=index, profile=profile or "an instance")
 
 
 def disturbances(gpu: Gpu) -> Iterator[str]:
@@ -242,12 +282,15 @@ def _gpu(nvml: Any, index: int) -> Gpu:
 
 def _instances(ask: _Ask, handle: Any) -> tuple[Instance, ...]:
     """Return the MIG instances; their places are numbered with gaps."""
-    places = range(ask.may("nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
-    parts = (
-        (place, ask.may("nvmlDeviceGetMigDeviceHandleByIndex", handle, place, unless=NO_SUCH_PLACE))
-        for place in places
-    )
-    return tuple(_instance(ask.nvml, ask.about, *part) for part in parts if part[1] is not None)
+    parts = _instance_handles(ask, handle)
+    return tuple(_instance(ask.nvml, ask.about, *part) for part in parts)
+
+
+def _instance_handles(ask: _Ask, handle: Any) -> Iterator[tuple[int, Any]]:
+    for place in range(ask.may("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+        part = ask.may("nvmlDeviceGetMigDeviceHandleByIndex", handle, place, unless=NO_SUCH_PLACE)
+        if part is not None:
+            yield place, part
 
 
 def _instance(nvml: Any, about: str, place: int, handle: Any) -> Instance:
@@ -295,9 +338,9 @@ def _held_down(ask: _Ask, handle: Any) -> tuple[str, ...] | None:
 
 def _links(ask: _Ask, handle: Any) -> list[bool]:
     """Return of each NVLink whether it is active."""
-    places = range(ask.nvml.NVML_NVLINK_MAX_LINKS)
+    links = range(ask.nvml.NVML_NVLINK_MAX_LINKS)
     states = (
-        ask.may("nvmlDeviceGetNvLinkState", handle, place, unless=NO_SUCH_PLACE) for place in places
+        ask.may("nvmlDeviceGetNvLinkState", handle, link, unless=NO_SUCH_PLACE) for link in links
     )
     return [bool(state) for state in states if state is not None]
 

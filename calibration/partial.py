@@ -34,8 +34,13 @@ class Partial:
 
     @property
     def rounds(self) -> int:
-        """Complete rounds over the grid."""
+        """Complete rounds over the grid as it is now."""
         return min((len(s["iteration"]) for s in self.samples.values()), default=0)
+
+    @property
+    def longest(self) -> int:
+        """Complete rounds since the measurement began, before points were added too."""
+        return max((len(s["iteration"]) for s in self.samples.values()), default=0)
 
     def add(self, key: str, durations: dict[str, float]) -> None:
         """Add one measured iteration."""

@@ -19,7 +19,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from calibration.grid import Point, points
+from calibration.grid import Grid, Point
 from calibration.operations import measure
 from calibration.timing import median_and_spread
 from engine.serve.engine import Engine, EngineConfig
@@ -51,12 +51,13 @@ def measure_stored(
 ) -> Found:
     """Time experts in stores of the variants in `folders`, the first of which `plain` has."""
     spec, config = plain.runner.decoder.spec, plain.config
-    kv_tokens = config.num_blocks * config.block_size
-    grid = [
-        point
-        for point in points(spec, config.limits, kv_tokens, config.block_size)
-        if point.distinct is not None
-    ]
+    whole = Grid(
+        spec=spec,
+        limits=config.limits,
+        kv_tokens=config.num_blocks * config.block_size,
+        block_size=config.block_size,
+    )
+    grid = [point for point in whole.points() if point.distinct is not None]
     opened, notes = _opened(folders, config, device, spec)
     engines = {"plain": plain, **{key: engine for key, (_, engine) in opened.items()}}
     samples = _rounds(engines, grid, tell)

@@ -24,7 +24,12 @@ class Scheduler(_Part):
     """The replica's scheduler."""
 
     policy: Literal[
-        "chunked_prefill", "prefill_priority", "static", "no_evict", "max_utilisation"
+        "chunked_prefill",
+        "prefill_priority",
+        "static",
+        "no_evict",
+        "no_evict_chunked",
+        "max_utilisation",
     ] = "chunked_prefill"
     """How batches are put together; docs/scheduling.md says what server each mirrors."""
     order: Literal["fcfs", "priority", "fair"] = "fcfs"

@@ -5,6 +5,7 @@ shipped names or paths, paths also relative to the scenario file.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from moesim.checked import checked
 from moesim.deployment import Deployment, ExpertRouter
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import locate, written_path
+from moesim.facts.precision import OF_DTYPE, Precision
 from moesim.files import read_yaml
 from moesim.serving.metrics import SloTargets
 from moesim.traffic.arrivals import Constant, Gamma, Poisson, Weibull
@@ -131,6 +133,18 @@ class Model(_Part):
     `h100-sxm-80gb`, or `roofline` for a datasheet's."""
     precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4"] | None = None
     """Format of its weights; the architecture's own, which profiles are measured in, if none."""
+    kv_precision: Literal["fp32", "bf16", "fp16", "fp8", "int8"] | None = None
+    """Format of its keys and values; that of its weights, but of 16 bits or more, if none."""
+
+    def formats(self, dtype: str) -> Precision:
+        """Return the formats it is served in; those of a checkpoint of this dtype if it says none.
+
+        >>> mixtral = Model(architecture="mixtral-8x7b", profile=ROOFLINE, kv_precision="fp8")
+        >>> mixtral.formats("bfloat16")
+        Precision(experts='bf16', rest='bf16', kv='fp8')
+        """
+        weights = Precision.uniform(self.precision or OF_DTYPE[dtype])
+        return replace(weights, kv=self.kv_precision) if self.kv_precision else weights
 
 
 class Quality(_Part):
@@ -249,12 +263,13 @@ class Scenario(_Part):
         }
         return self.model_copy(update={"models": models})
 
-    def served_here(self, checkpoint: str) -> "Scenario":
-        """Return the same traffic for another checkpoint, on the device it was profiled on."""
-        models = {
-            name: model.model_copy(update={"architecture": checkpoint})
-            for name, model in self.models.items()
-        }
+    def served_here(self, checkpoint: str, precision: str | None = None) -> "Scenario":
+        """Return the same traffic for another checkpoint, on the device it was profiled on.
+
+        In the `precision` that it was profiled in, of keys and values too; its own if none.
+        """
+        update = {"architecture": checkpoint, "precision": precision, "kv_precision": None}
+        models = {name: model.model_copy(update=update) for name, model in self.models.items()}
         hardware = self.hardware.model_copy(update={"device": PROFILED})
         return self.model_copy(update={"models": models, "hardware": hardware})
 

@@ -73,8 +73,10 @@ def aiconfigurator(
     """Import AIConfigurator's tables."""
     from moesim.cost.kernels.aiconfigurator import DEVICES
     from moesim.cost.kernels.importing import from_aiconfigurator
+    from moesim.cost.places import check_place
     from moesim.facts.catalog import load_device, load_model
 
+    check_place(out)
     name = device or DEVICES.get(system)
     if name is None:
         raise ScenarioError(
@@ -110,8 +112,10 @@ def llmservingsim(folder: Where, out: Out, device: DeviceOption, model: ModelOpt
 
 def _folder(layout: str, folder: Path, out: Path, device: str, model: str) -> None:
     from moesim.cost.kernels.importing import from_folder
+    from moesim.cost.places import check_place
     from moesim.facts.catalog import load_device, load_model
 
+    check_place(out)
     kernels = from_folder(
         layout,
         folder,
@@ -156,8 +160,10 @@ def show(
 ) -> None:
     """Show a profile."""
     from moesim.cost.kernels.tables import is_kernels, kernels_from
+    from moesim.cost.places import check_drawing
     from moesim.cost.profile import profile_from, read_profile
 
+    check_drawing(plot)
     content = read_profile(file)
     if is_kernels(content):
         _show_kernels(file, kernels_from(content, file), plot, as_json)

@@ -26,6 +26,8 @@ variants, the gateway, the variants' own routers. Profiles that were made withou
 """
 
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -312,10 +314,24 @@ class Profile(_Part):
         for router in routers:
             _check_popularity(router.popularity, visits, experts, rows)
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
         """The shape of the profiled model."""
         return ModelSpec.from_config(self.model, "model")
+
+    @cached_property
+    def laid_out(self) -> dict[Any, Any]:
+        """What was laid out over the cells so far, for whoever asks the same again."""
+        return {}
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> "Profile":
+        """Return a copy, which lays out its own cells."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("spec", "laid_out"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     def rests_on(self, name: str) -> str:
         """Return what an operation rests on at best."""

@@ -77,8 +77,10 @@ class Device(Facts):
     """What large copies from pinned host memory typically reach; a profile measures it [B/s]."""
     nvlink_bytes_per_s: float | None = Field(default=None, ge=SLOWEST, le=FASTEST)
     """Datasheet NVLink bandwidth of the device, both directions added up [B/s]."""
+    nvlink_devices: int = Field(default=8, ge=2, le=8)
+    """How many NVLink joins: 8 on a baseboard of SXM modules, 2 or 4 under a bridge."""
     all_reduce: dict[int, AllReduce] = {}
-    """All-reduces over NVLink by number of GPUs."""
+    """Measured all-reduces by number of GPUs, over whatever joins them."""
     source: str
     """Where the figures come from."""
 
@@ -86,3 +88,9 @@ class Device(Facts):
     def pcie_bytes_per_s(self) -> float | None:
         """The line rate of the link to the host, each way [B/s]."""
         return PCIE_BYTES_PER_S[self.pcie_generation] if self.pcie_generation else None
+
+    @property
+    def largest_group(self) -> int:
+        """Devices of which it is known how fast they add up: measured, or joined by NVLink."""
+        joined = self.nvlink_devices if self.nvlink_bytes_per_s else 1
+        return max(joined, *self.all_reduce, 1)

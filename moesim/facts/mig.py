@@ -179,7 +179,13 @@ GEOMETRIES = {
 
 
 def geometry_of(device: Device) -> MigGeometry:
-    """Return how a device divides; raise ScenarioError if it does not."""
+    """Return how a device divides; raise ScenarioError if it does not, or nobody has said how."""
+    if device.mig is None and device.kind == "cuda":
+        known = ", ".join(GEOMETRIES)
+        raise ScenarioError(
+            f"{device.name}: its file names no mig, the geometry by which it is divided by MIG "
+            f"({known}); add it if it has one of these, or take the whole device"
+        )
     if device.mig is None:
         raise ScenarioError(f"{device.name}: cannot be divided by MIG; take the whole device")
     return GEOMETRIES[device.mig]

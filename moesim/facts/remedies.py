@@ -78,20 +78,26 @@ def fill_with_experts(demand: MemoryDemand) -> MemoryDemand:
 def other_slices(device: Device) -> dict[str, int]:
     """Return what could be taken in place of a device or its slices, name to bytes.
 
-    The device's MIG profiles, and the shipped GPUs whole.
+    What the planner has first: the device's MIG profiles and itself whole; then the other shipped
+    GPUs, so that nobody is sent to buy a card for want of a larger slice. The smallest are first.
     """
     profiles = geometry_of(device).profiles if device.mig else ()
-    whole = [each for name in shipped("hardware") if (each := load_device(name)).kind == "cuda"]
-    return {profile.name: profile.memory_bytes for profile in profiles} | {
-        f"a whole {each.name}": each.memory_bytes for each in whole
-    }
+    gpus = [each for name in shipped("hardware") if (each := load_device(name)).kind == "cuda"]
+    others = {f"a whole {each.name}": each.memory_bytes for each in gpus}
+    own = {profile.name: profile.memory_bytes for profile in profiles}
+    own |= {name: size for name, size in others.items() if name == f"a whole {device.name}"}
+    return _smallest_first(own) | _smallest_first(others)
+
+
+def _smallest_first(slices: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(slices.items(), key=lambda item: item[1]))
 
 
 def larger_slice(
     slices: Mapping[str, int], enough: Callable[[int], bool]
 ) -> tuple[str, int] | None:
-    """Return the smallest slice that is `enough`, as a person would take it, and its bytes [B]."""
-    for name, size in sorted(slices.items(), key=lambda item: item[1]):
+    """Return the first slice that is `enough`, as a person would take it, and its bytes [B]."""
+    for name, size in slices.items():
         if enough(size):
             return f"take {name} ({format_bytes(size)})", size
     return None

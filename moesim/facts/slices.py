@@ -55,9 +55,10 @@ def whole(device: Device) -> Slice:
 
 
 def group(device: Device, *, tensor_parallel: int = 1, expert_parallel: int = 1) -> Slice:
-    """Return a group of whole devices that NVLink joins; of one, the device itself.
+    """Return a group of whole devices; of one, the device itself.
 
-    Raises ScenarioError where the group is larger than a node, or the device has no NVLink.
+    Raises ScenarioError where the group is larger than a node, or nothing is known of how fast so
+    many devices tell each other their results.
     """
     for field, parts in (
         ("tensor_parallel", tensor_parallel),
@@ -73,12 +74,8 @@ def group(device: Device, *, tensor_parallel: int = 1, expert_parallel: int = 1)
             f"tensor_parallel x expert_parallel: {tensor_parallel} x {expert_parallel} = {devices} "
             f"devices are more than the {NODE} of a node; take fewer, and more replicas"
         )
-    if device.nvlink_bytes_per_s is None:
-        raise ScenarioError(
-            f"hardware.device {device.name}: no nvlink_bytes_per_s, which a group of {devices} "
-            "needs (groups over PCIe are not modelled); add the figure to the device's file, or "
-            "take groups of one"
-        )
+    if devices > device.largest_group:
+        raise ScenarioError(_unjoined(device, devices))
     return Slice(
         name=f"{devices}x {device.name}",
         compute_share=1.0,
@@ -86,6 +83,21 @@ def group(device: Device, *, tensor_parallel: int = 1, expert_parallel: int = 1)
         memory_bytes=device.memory_bytes,
         tensor_parallel=tensor_parallel,
         expert_parallel=expert_parallel,
+    )
+
+
+def _unjoined(device: Device, devices: int) -> str:
+    """Say why a group is too large for what the device's file tells of links."""
+    most = device.largest_group
+    if most == 1:
+        return (
+            f"hardware.device {device.name}: neither nvlink_bytes_per_s nor all_reduce, one of "
+            f"which a group of {devices} needs; add the figure to the device's file, or take "
+            "groups of one"
+        )
+    return (
+        f"hardware.device {device.name}: NVLink joins {most}, and no all_reduce of {devices} was "
+        f"measured; take groups of at most {most}, or add all_reduce to the device's file"
     )
 
 

@@ -6,12 +6,13 @@
 | `prefill_priority` | vLLM v0 | whole | apart, prefill first | its prompt fits |
 | `static` | FasterTransformer | whole | apart | nothing runs |
 | `no_evict` | TensorRT-LLM GUARANTEED_NO_EVICT | whole | together | all of it fits |
+| `no_evict_chunked` | the same, chunked context | in chunks | together | all of it fits |
 | `max_utilisation` | TensorRT-LLM MAX_UTILIZATION | whole | together | its prompt fits |
 
 Under `static` a batch is formed from whoever waits and runs until its longest answer is done;
-answers that end earlier leave the batch, and nobody joins. `no_evict` and `static` set the blocks
-of the whole answer aside, so that nobody is ever preempted. They take the answer's real length;
-servers that only know a request's `max_tokens` set more aside.
+answers that end earlier leave the batch, and nobody joins. `no_evict`, `no_evict_chunked` and
+`static` set the blocks of the whole answer aside, so that nobody is ever preempted. They take the
+answer's real length; servers that only know a request's `max_tokens` set more aside.
 """
 
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "prefill_priority": Policy(chunked=False, mixed=False, admission="fits"),
         "static": Policy(chunked=False, mixed=False, admission="idle"),
         "no_evict": Policy(chunked=False, mixed=True, admission="completion"),
+        "no_evict_chunked": Policy(chunked=True, mixed=True, admission="completion"),
         "max_utilisation": Policy(chunked=False, mixed=True, admission="fits"),
     }
 )

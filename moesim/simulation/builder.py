@@ -131,9 +131,12 @@ class Builder:
         """Return a model's profile on a whole device."""
         return self._inputs.profiles[model]
 
-    def precision(self, model: str) -> Precision:
-        """Return the formats that a model is served in."""
-        return precision_of(self._scenario.models[model], self.profile(model).spec)
+    def precision(self, model: str, weights: str | None = None) -> Precision:
+        """Return the formats that a model is served in, or would be with other `weights`."""
+        written = self._scenario.models[model]
+        if weights is not None:
+            written = written.model_copy(update={"precision": weights})
+        return precision_of(written, self.profile(model).spec)
 
     def common_precision(self, models: Sequence[str]) -> Precision:
         """Return the formats that some models are served in; ScenarioError where they differ.

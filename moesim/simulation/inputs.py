@@ -68,6 +68,8 @@ def load_profiles(
         spec = load_model(model.architecture, relative_to=folder, architectures=known)
         profile = given.get(name) or _profile_of(scenario, name, spec, device).of_variant(name)
         _same_shape(name, spec, profile)
+        if profile.source == "measured":
+            _as_measured(model, f"models.{name}", spec, profile)
         if device:
             _same_device(name, device, profile)
         profiles[name] = profile
@@ -98,14 +100,7 @@ def _profile_of(scenario: Scenario, name: str, spec: ModelSpec, device: Device |
         content = read_profile(wanted, relative_to=scenario.folder)
         if is_kernels(content):
             return _assembled(scenario, name, spec, device, kernels_from(content, wanted))
-        profile = profile_from(content, wanted)
-        own = Precision.of_dtype(spec.dtype)
-        if precision_of(scenario.models[name], spec) != own:
-            raise ProfileError(
-                f"models.{name}.precision: {scenario.models[name].precision}, the profile was "
-                f"measured in {own.experts}; profile the model so, or take `profile: roofline`"
-            )
-        return profile
+        return profile_from(content, wanted)
     if device is None:
         raise ProfileError(
             f"models.{name}.profile: roofline needs the datasheet of a hardware.device, which is "
@@ -141,15 +136,30 @@ def _assembled(
 
 def precision_of(model: Model, spec: ModelSpec) -> Precision:
     """Return the formats that a model is served in: those it says, or its checkpoint's."""
-    if model.precision:
-        return Precision.uniform(model.precision)
-    return Precision.of_dtype(spec.dtype)
+    return model.formats(spec.dtype)
+
+
+def _as_measured(model: Model, field: str, spec: ModelSpec, profile: Profile) -> None:
+    """Raise ProfileError where a model is to be in other formats than a profile of its own."""
+    own, wanted = Precision.of_dtype(profile.spec.dtype), precision_of(model, spec)
+    for key, asked, measured in (
+        ("precision", wanted.experts, own.experts),
+        ("kv_precision", wanted.kv, own.kv),
+    ):
+        if asked != measured:
+            raise ProfileError(
+                f"{field}.{key}: {asked}, the profile was measured in {measured}; say {measured}, "
+                "profile the model so, or take `profile: roofline`"
+            )
 
 
 def _same_shape(name: str, spec: ModelSpec, profile: Profile) -> None:
+    """Raise ProfileError where a profile is of another model; its number format may differ."""
+    if spec == profile.spec:
+        return
     wanted, measured = asdict(spec), asdict(profile.spec)
     for field, value in wanted.items():
-        if measured[field] != value:
+        if field != "dtype" and measured[field] != value:
             raise ProfileError(
                 f"models.{name}.profile: measured with {field} {measured[field]}, "
                 f"the model has {value}; profile this model"

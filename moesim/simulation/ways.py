@@ -7,7 +7,6 @@ from moesim.deployment import Consolidated, Dedicated, ExpertParallel, Mig, Tens
 from moesim.errors import ScenarioError
 from moesim.facts.hardware import Device
 from moesim.facts.memory import MemoryDemand, plan_memory, reserved_share
-from moesim.facts.precision import Precision
 from moesim.facts.remedies import Remedy, larger_slice, other_slices, remedies
 from moesim.facts.residents import Residents, fewer_blocks, first_that_fits, plan_residents
 from moesim.facts.slices import NODE, Slice, check_divides, group, whole
@@ -30,7 +29,7 @@ def ways_of_variants(
         if setting:
             yield setting
     for name in _formats(builder.device):  # a scenario has one for all weights of a model
-        if plan_memory(replace(demand, precision=Precision.uniform(name))).fits:
+        if plan_memory(replace(demand, precision=builder.precision(models[0], name))).fits:
             yield _narrowed(models, name)
             break
     if isinstance(builder.deployment, Dedicated):
@@ -116,13 +115,11 @@ def _narrowed(models: Sequence[str], name: str) -> str:
 
 def _stored_in(builder: Builder, part: Slice, demand: Residents, name: str) -> Residents:
     """Return the same models and KV blocks with weights in another format."""
-    precision = Precision.uniform(name)
-    stored = replace(
-        demand,
-        models=tuple(
-            resident_of(builder, model.name, part, precision=precision) for model in demand.models
-        ),
+    models = (
+        resident_of(builder, model.name, part, precision=builder.precision(model.name, name))
+        for model in demand.models
     )
+    stored = replace(demand, models=tuple(models))
     return stored.with_blocks(demand.kv_blocks)
 
 

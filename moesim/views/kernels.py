@@ -25,6 +25,7 @@ from moesim.errors import MoesimError
 from moesim.facts.catalog import load_device
 from moesim.files import write_text
 from moesim.views.charts import INK, MEASURED, OTHERS, PREDICTED, Figure, new_figure
+from moesim.views.profile_charts import profile_charts
 from moesim.views.report import _embedded, _notes, _page
 
 Floats = NDArray[np.float64]
@@ -49,11 +50,8 @@ def write_page(path: Path, name: str, kernels: Kernels) -> None:
 
 
 def write_profile_page(path: Path, name: str, profile: Profile) -> None:
-    """Write the cells of one model's profile as charts."""
-    charts = [
-        _cells_chart(operation, profile, profile.rests_on(operation))
-        for operation in profile.operations
-    ]
+    """Write one model's profile as charts: cells, curves, datasheet, residuals."""
+    charts = list(profile_charts(profile))
     sentence = f"{profile.spec.model_type}, {profile.source} on {profile.provenance.device}"
     write_charts(path, name, sentence, charts, profile.verdict.warnings)
 
@@ -213,7 +211,7 @@ def distinct_chart(curves: Sequence[Moe]) -> Figure:
             x=tokens.tolist(),
             y=line,
             mode="lines",
-            name=f"{distinct} experts hit",
+            name=f"{distinct} expert{'s' if distinct > 1 else ''} hit",
             line={"color": colour},
         )
     for count in islice(_measured_numbers(curve), SOME):
@@ -229,23 +227,35 @@ def distinct_chart(curves: Sequence[Moe]) -> Figure:
 
 
 def skew_chart(curves: Sequence[Moe]) -> Figure:
-    """Draw a layer of experts over tokens by how visits fell on them, all measured."""
+    """Draw what skewed visits cost over balanced ones, measured and as each curve is drawn.
+
+    Over four decades of duration nobody would see it. Where no visits were balanced, durations.
+    """
+    even = next((curve for curve in curves if curve.distribution == BALANCED), None)
     figure = _figure(f"Skew: {_layer_name(curves[0])}", "Tokens")
+    if even is not None:
+        figure.update_yaxes(type="linear", title="Over balanced visits")
     for curve, colour in zip(curves[:SOME], COLOURS, strict=False):
         sizes = np.asarray(curve.tokens, dtype=float)
-        points = (sizes, np.asarray(curve.us))
-        line = None
-        if curve.distinct is None:
-            rank = drawn([curve])
-            hits = _hits(curve)
-            line = np.array(
-                [
-                    rank.seconds(size * curve.top_k, hit) / MICRO
-                    for size, hit in zip(curve.tokens, hits, strict=True)
-                ]
-            )
-        _add(figure, curve.distribution, colour, points, line)
+        line = _drawn_us(curve) if curve.distinct is None else None
+        over = np.ones(len(sizes)) if even is None else np.interp(sizes, even.tokens, even.us)
+        inside = np.ones(len(sizes), dtype=bool) if even is None else sizes <= max(even.tokens)
+        points = (sizes[inside], (np.asarray(curve.us) / over)[inside])
+        _add(
+            figure,
+            curve.distribution,
+            colour,
+            points,
+            None if line is None else (line / over)[inside],
+        )
     return figure
+
+
+def _drawn_us(curve: Moe) -> Floats:
+    """Return what a curve of visits says at its own sizes [us]."""
+    rank = drawn([curve])
+    visits = zip(curve.tokens, _hits(curve), strict=True)
+    return np.array([rank.seconds(size * curve.top_k, hit) / MICRO for size, hit in visits])
 
 
 def _best(curves: Sequence[Moe]) -> Moe:
@@ -269,17 +279,3 @@ def _measured_numbers(curve: Moe) -> Iterator[int]:
 def _numbers(experts: int) -> list[int]:
     """Return numbers of experts to draw, from all of them down by halves."""
     return [number for number in (experts >> power for power in range(SOME)) if number]
-
-
-def _cells_chart(operation: str, profile: Profile, basis: str) -> Figure:
-    cells = profile.operations[operation]
-    figure = _figure(f"{operation} ({basis})", "First coordinate")
-    seconds: dict[tuple[float, ...], list[list[float]]] = {cell.at[1:]: [] for cell in cells}
-    for cell in sorted(cells, key=lambda cell: cell.at):
-        seconds[cell.at[1:]].append([cell.at[0], cell.median_s / MICRO])
-    rows = list(seconds.items())
-    for (rest, points), colour in zip(rows[:: max(1, len(rows) // SOME)], COLOURS, strict=False):
-        xs, ys = np.array(points).T
-        name = ", ".join(f"{value:g}" for value in rest) or operation
-        _add(figure, name, colour, (np.maximum(xs, 1.0), np.maximum(ys, 1e-3)), None)
-    return figure

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from moesim.cost.kernels.summary import Difference, facts_of, formats_of
-from moesim.cost.kernels.tables import Kernels
+from moesim.cost.kernels.tables import SPIKES, Kernels
 from moesim.cost.profile import Profile
+from moesim.facts.hardware import Device
+from moesim.views.datasheet import device_of, roofline_of
 
 SOME = 6
 """Warnings that are printed; a file may have dozens."""
@@ -31,8 +33,10 @@ def show_kernels(name: str, kernels: Kernels) -> None:
     console.print(f"formats: {text}", markup=False)
     console.print(_families(kernels))
     for residual_name, residual in kernels.residuals.items():
-        console.print(f"{residual_name}: left out {residual.left_out}", markup=False)
-    _warn(console, kernels.warnings)
+        console.print(
+            f"{residual_name}: left out {residual.left_out}", markup=False, soft_wrap=True
+        )
+    _warn(console, _spikes_last(kernels.warnings))
 
 
 def _families(kernels: Kernels) -> Table:
@@ -52,9 +56,19 @@ def _families(kernels: Kernels) -> Table:
     return table
 
 
+def _spikes_last(warnings: Sequence[str]) -> list[str]:
+    """Return the warnings, those of single sizes in one: dozens would hide the others."""
+    others = [warning for warning in warnings if SPIKES not in warning]
+    count = len(warnings) - len(others)
+    if not count:
+        return others
+    curves = "1 curve" if count == 1 else f"{count} curves"
+    return [*others[: SOME - 1], f"{curves} with {SPIKES}; --json says where", *others[SOME - 1 :]]
+
+
 def _warn(console: Console, warnings: Sequence[str]) -> None:
     for warning in warnings[:SOME]:
-        console.print(f"warning: {warning}", markup=False)
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if len(warnings) > SOME:
         console.print(f"and {len(warnings) - SOME} more; --json has them all", markup=False)
 
@@ -69,22 +83,26 @@ def show_profile(name: str, profile: Profile) -> None:
         markup=False,
     )
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("operation")
-    for heading in ("cells", "shortest [us]", "longest [us]", "spread p50"):
+    table.add_column("operation", no_wrap=True)
+    device = device_of(profile)
+    for heading in ("cells", "least us", "most us", "spread", "roof"):
         table.add_column(heading, justify="right")
-    table.add_column("rests on")
+    table.add_column("basis", no_wrap=True)
     for operation, cells in profile.operations.items():
         seconds = [cell.median_s for cell in cells]
         spread = float(np.median([cell.spread for cell in cells]))
         table.add_row(
             operation,
             str(len(cells)),
-            f"{min(seconds) * 1e6:.4g}",
-            f"{max(seconds) * 1e6:.4g}",
+            _micro(min(seconds)),
+            _micro(max(seconds)),
             f"{spread:.1%}",
+            _of_datasheet(operation, profile, device),
             profile.rests_on(operation),
         )
     console.print(table)
+    if device is not None:
+        console.print("roof: the datasheet's time of the largest cell over what it took")
     if verdict.iteration_error_p50 is not None and verdict.iteration_error_p90 is not None:
         console.print(
             f"whole iterations: error p50 {verdict.iteration_error_p50:.1%}, "
@@ -92,6 +110,21 @@ def show_profile(name: str, profile: Profile) -> None:
             markup=False,
         )
     _warn(console, verdict.warnings)
+
+
+def _micro(seconds: float) -> str:
+    """Return a duration in microseconds, to three digits or whole."""
+    micro = seconds * 1e6
+    return f"{micro:,.0f}" if micro >= 100 else f"{micro:.3g}"
+
+
+def _of_datasheet(operation: str, profile: Profile, device: Device | None) -> str:
+    """Return what the largest cell would take by the datasheet, over what it took."""
+    roof = roofline_of(operation, profile, device)
+    if roof is None:
+        return "-"
+    largest = max(profile.operations[operation], key=lambda cell: cell.median_s)
+    return f"{roof(*largest.at) / largest.median_s:.0%}" if largest.median_s else "-"
 
 
 def show_difference(first: str, second: str, rows: Sequence[Difference]) -> None:

@@ -67,7 +67,8 @@ def show_metrics(metrics: Mapping[str, Any], elapsed_s: float) -> None:
     groups = groups_of(metrics, "all")
     width = max(NARROW_COLUMNS, console.width)
     console.width = width
-    console.print(printable(metrics["scenario"]), style="bold", markup=False)
+    title = f"{printable(metrics['scenario'])}{_unmeasured(metrics['basis'])}"
+    console.print(title, style="bold", markup=False, soft_wrap=True)
     if metrics["overall"]["completed"]:
         _show_served(console, groups, metrics)
     else:
@@ -76,6 +77,13 @@ def show_metrics(metrics: Mapping[str, Any], elapsed_s: float) -> None:
     for warning in metrics["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(_size(metrics, elapsed_s), markup=False, soft_wrap=True)
+
+
+def _unmeasured(basis: Mapping[str, str]) -> str:
+    """Say at once that nothing was measured, where that is so."""
+    if basis and set(basis.values()) == {"roofline"}:
+        return ": from datasheets alone (rooflines), nothing was measured"
+    return ""
 
 
 def _show_served(console: Console, groups: list[Group], metrics: Mapping[str, Any]) -> None:

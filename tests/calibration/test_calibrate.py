@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from calibration.calibrate import Settings, calibrate, engine_for, predicted_s
-from calibration.grid import Part, Point, held_out, points
+from calibration.grid import Grid, Part, Point, held_out
 from calibration.host import Host
 from calibration.operations import cells_of, measure
 from calibration.router import observe_router
 from calibration.timing import median_and_spread
 from moesim.cost.profile import COORDINATES, load_profile
-from moesim.errors import CalibrationError
+from moesim.errors import CalibrationError, ProfileError
 from moesim.facts.catalog import load_model
+from moesim.scenario import load_scenario
 from moesim.serving.scheduling import Limits
+from moesim.simulation.inputs import load_inputs
 
 
 def test_profile_covers_every_operation(profile_file: Path) -> None:
@@ -111,7 +114,7 @@ def test_grid_fits_the_replica(kv_tokens: int, max_num_seqs: int) -> None:
     """No point of the grid asks for more than the limits, the cache or the experts allow."""
     spec = load_model("demo-moe")
     limits = Limits(max_num_seqs=max_num_seqs, max_batched_tokens=48, max_model_len=300)
-    grid = points(spec, limits, kv_tokens, 16)
+    grid = Grid(spec=spec, limits=limits, kv_tokens=kv_tokens, block_size=16).points()
     for point in [*grid, *held_out(limits, kv_tokens)]:
         blocks = sum(-(-(part.context + part.new_tokens) // 16) for part in point.parts)
         assert blocks * 16 <= kv_tokens
@@ -128,6 +131,20 @@ def test_a_cache_too_small_to_measure_with(settings: Settings, host: Host, tmp_p
             calibrate(replace(settings, num_blocks=blocks), tmp_path / "p.json", host)
     kept = replace(settings, num_blocks=8, budget_s=0.01)
     assert calibrate(kept, tmp_path / "p.json", host).kv.num_blocks == 8
+
+
+def test_another_number_format(settings: Settings, host: Host, tmp_path: Path) -> None:
+    """The checkpoint is of float32: it runs in bfloat16, and its profile serves who says so."""
+    narrow = replace(settings, dtype="bfloat16", budget_s=0.01)
+    assert engine_for(narrow).runner.decoder.embed.dtype == torch.bfloat16
+    assert engine_for(settings).runner.decoder.embed.dtype == torch.float32
+    profile = calibrate(narrow, tmp_path / "p.json", host)
+    assert profile.spec.dtype == "bfloat16"
+    demo = load_scenario("quickstart")
+    with pytest.raises(ProfileError, match=r"precision: fp32, the profile was measured in bf16"):
+        load_inputs(demo.served_here(settings.model), dict.fromkeys(demo.models, profile))
+    here = demo.served_here(settings.model, "bf16")
+    assert set(load_inputs(here, dict.fromkeys(demo.models, profile)).profiles) == set(demo.models)
 
 
 def test_a_folder_is_no_profile(settings: Settings, host: Host, tmp_path: Path) -> None:

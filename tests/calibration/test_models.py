@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from calibration.cli import app
-from calibration.models import open_model
+from calibration.models import dtype_of, open_model
 from engine.model.loading import random_model, save_model
 from moesim.errors import CalibrationError
 from moesim.facts.models import ModelSpec
@@ -41,3 +41,18 @@ def test_the_command_says_so(switch: Path, tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {switch}: model_type: 'switch_transformers' can be")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("float32", "float32")]
+)
+def test_number_formats_by_either_name(name: str, dtype: str) -> None:
+    """Ours, and that of config.json."""
+    assert dtype_of(name) == dtype
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4", "half", " bf16", ""])
+def test_other_formats_are_refused(name: str) -> None:
+    """With those that the engine computes in."""
+    with pytest.raises(CalibrationError, match=r"--dtype: .* is not one of fp32, bf16, fp16"):
+        dtype_of(name)

@@ -23,6 +23,7 @@ from calibration.cli import app
 from calibration.detect_shown import describe
 from calibration.host import detect
 from calibration.mig_commands import DEVICES
+from calibration.visible import see_only
 from moesim.errors import CalibrationError
 from moesim.facts.catalog import load_device
 from moesim.facts.mig import geometry_of
@@ -130,8 +131,8 @@ class Replay:
         gpu = self.gpus[of[0]]
         return f"{gpu.name} MIG {gpu.instances[of[1]][0]}".encode()
 
-    def _DeviceGetUUID(self, of: int) -> str:  # noqa: N802
-        return f"GPU-2aba9a{of}"
+    def _DeviceGetUUID(self, of: Any) -> str:  # noqa: N802
+        return f"GPU-2aba9a{of}" if isinstance(of, int) else f"MIG-41b3f4{of[0]}-{of[1]}"
 
     def _DeviceGetMemoryInfo(self, of: int) -> Any:  # noqa: N802
         return SimpleNamespace(total=self.gpus[of].memory_mib * MIB, used=3 * GIB)
@@ -190,6 +191,58 @@ class Replay:
 
 
 Install = Callable[..., Replay]
+
+
+VISIBLE = [
+    ("0", "GPU-2aba9a0"),
+    ("GPU-2aba9a0", "GPU-2aba9a0"),
+    ("MIG-41b3f41-4", "MIG-41b3f41-4"),
+    ("2", "GPU-2aba9a2"),
+]
+
+
+@pytest.mark.parametrize(("asked", "seen"), VISIBLE)
+def test_one_of_several_is_chosen(
+    asked: str, seen: str, install: "Install", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By number or UUID: a whole A100, an instance of a divided H100, the H200 behind it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
+    install(A100, H100_MIG, H200)
+    see_only(asked)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("1", r"1: is divided; name the UUID .*: 4g.40gb of GPU 1 \(MIG-41b3f41-0\), 2g.20gb of"),
+        ("3", r"'3' is not on this host; it has all of GPU 0 \(GPU-2aba9a0\), 4g.40gb of GPU 1"),
+        ("GPU-2aba9a1", "'GPU-2aba9a1' is not on this host"),
+        ("MIG-41b3f41-2", "'MIG-41b3f41-2' is not on this host"),
+        ("0,1", "'0,1' is not on this host"),
+    ],
+)
+def test_what_cannot_be_chosen_is_one_line(asked: str, words: str, install: "Install") -> None:
+    """With all that could be."""
+    install(A100, H100_MIG, H200)
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    done = CliRunner().invoke(
+        app, ["profile", "--model", "demo-moe", "--out", "p.json", "--gpu", asked]
+    )
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.search(words, done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+
+
+def test_without_a_driver_there_is_nothing_to_choose(install: "Install") -> None:
+    """Said so; and a GPU that is divided into nothing has nothing."""
+    install(starts=pynvml.NVMLError_LibraryNotFound())
+    with pytest.raises(CalibrationError, match="--gpu: 0: no NVIDIA driver here; leave it out"):
+        see_only("0")
+    install(replace(A100, mig=MIG_ON))
+    with pytest.raises(CalibrationError, match="it has nothing that programs can use"):
+        see_only("0")
 
 
 @pytest.fixture
@@ -449,3 +502,12 @@ def test_a_gpu_that_is_divided_otherwise_is_another_device(install: Install) -> 
         hashes.append(detect().hash)
     assert len(set(hashes)) == 3
     assert hashes[0] == hashes[3]
+
+
+def test_a_gpu_needs_no_datasheet_of_its_own(install: Install, tmp_path: Path) -> None:
+    """Those that ship are named."""
+    install(H100)
+    done = CliRunner().invoke(app, ["datasheet", "--out", str(tmp_path / "d.yaml")])
+    assert done.exit_code == 2
+    assert "for NVIDIA H100 80GB HBM3 take a shipped device (a100-pcie-80gb, " in done.stderr
+    assert not list(tmp_path.iterdir())

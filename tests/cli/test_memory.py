@@ -157,7 +157,7 @@ def test_the_chart_is_written(tmp_path: Path) -> None:
         (["nope"], "nope: neither a file nor one of the shipped models: "),
         (["x" * 300], "neither a file nor one of the shipped models: "),
         (["mig", "--device", "h100-sxm-80gb"], "--device: the scenario says that; only --plot"),
-        (["llama-3-8b", "--device", "nope"], "one of the shipped hardware: a100-sxm-40gb"),
+        (["llama-3-8b", "--device", "nope"], "the shipped hardware: a100-pcie-80gb, a100-sxm-40gb"),
         (["llama-3-8b", "--slice", "5g"], "no MIG profile '5g'; it has 7g.80gb"),
         (["llama-3-8b", "--device", "cpu-2core", "--slice", "1g.10gb"], "cannot be divided by MIG"),
         (["llama-3-8b", "--precision", "int3"], "'int3' is not one of fp32"),

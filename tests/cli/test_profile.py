@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from moesim.cli import app
+from moesim.cost.kernels.tables import load_kernels
 from moesim.facts.catalog import shipped
 
 
@@ -30,7 +31,7 @@ def test_the_same_as_json() -> None:
         "families", "formats",
     }  # fmt: skip
     assert facts["formats"]["moe"] == ["bf16"]
-    assert facts["families"]["decode"]["curves"] == 8
+    assert facts["families"]["decode"]["curves"] == len(load_kernels("a100-sxm-80gb").decode)
     assert set(facts["residuals"]["gemm"]) == {"left_out", "points", "p50", "p90", "quantiles"}
 
 
@@ -97,3 +98,28 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
     done = _profile("show", path)
     assert done.exit_code == 2
     assert "broken at line" in done.stderr
+
+
+def test_what_is_wrong_with_a_table_comes_before_its_spikes(tmp_path: Path) -> None:
+    """Of dozens of single sizes there is one line; formats that were dropped are not hidden."""
+    content = json.loads(shipped("profiles")["h100-sxm-80gb"].read_text())
+    assert sum("spikes dropped" in line for line in content["warnings"]) > 20
+    content["warnings"].append("moe fp8: 2.1 times as slow as bf16, all dropped")
+    (tmp_path / "k.json").write_text(json.dumps(content))
+    shown = _profile("show", tmp_path / "k.json").stdout
+    assert "warning: moe fp8: 2.1 times as slow as bf16, all dropped\n" in shown
+    assert shown.count("spikes dropped") == 1
+
+
+def test_a_profile_stands_beside_its_datasheet(tmp_path: Path) -> None:
+    """Where the device is a shipped one: shares of what is possible; a CPU has no datasheet."""
+    text = shipped("profiles")["demo-cpu"].read_text()
+    (tmp_path / "p.json").write_text(text.replace("AMD EPYC", "NVIDIA H100 80GB HBM3"))
+    beside, alone = (
+        _profile("show", tmp_path / "p.json").stdout,
+        _profile("show", "demo-cpu").stdout,
+    )
+    (line,) = (line for line in beside.splitlines() if line.strip().startswith("experts"))
+    assert line.split()[-2].endswith("%")
+    (line,) = (line for line in alone.splitlines() if line.strip().startswith("experts"))
+    assert line.split()[-2] == "-"

@@ -117,3 +117,28 @@ def test_where_nothing_can_be_written_is_one_line(option: str, tmp_path: Path) -
     assert (done.exit_code, done.stdout) == (2, "")
     assert "cannot be written" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_gpu_is_said_in_the_first_line(tmp_path: Path) -> None:
+    """A few figures of a datasheet and Mixtral: what it rests on, and a wide interval."""
+    (tmp_path / "gpu.yaml").write_text(
+        "name: my-gpu\nkind: cuda\nmemory_bytes: 137438953472\n"
+        "memory_bandwidth_bytes_per_s: 2.2e12\nbf16_flop_per_s: 6.0e14\nsource: a slide\n"
+    )
+    (tmp_path / "scenario.yaml").write_text(
+        "name: planned\nduration_s: 20\n"
+        "models: {mixtral: {architecture: mixtral-8x7b, profile: roofline}}\n"
+        "tenants:\n  chat:\n    model: mixtral\n    arrivals: {kind: poisson, rate_per_s: 2}\n"
+        "    prompt_tokens: {kind: fixed, tokens: 1000}\n"
+        "    output_tokens: {kind: fixed, tokens: 100}\n"
+        "hardware: {device: gpu.yaml}\ndeployment: {kind: dedicated}\n"
+    )
+    path = str(tmp_path / "scenario.yaml")
+    done = CliRunner().invoke(app, ["simulate", path])
+    first, *_ = done.stdout.splitlines()
+    assert first == "planned: from datasheets alone (rooflines), nothing was measured"
+    assert "warning: nothing of mixtral was measured" in done.stdout
+    metrics = json.loads(CliRunner().invoke(app, ["simulate", path, "--json"]).stdout)
+    low, high = metrics["intervals"]["tenants"]["chat"]["tpot_s"]["p50"]
+    assert high > 2 * low
+    assert _simulate().stdout.splitlines()[0] == "quickstart"

@@ -14,7 +14,7 @@ from moesim.facts.memory import MemoryDemand, activation_bytes, plan_memory, res
 from moesim.facts.mig import find_profile
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
-from moesim.facts.remedies import fill_with_experts, other_slices, remedies, shortfall
+from moesim.facts.remedies import fill_with_experts, larger_slice, other_slices, remedies, shortfall
 
 GIB = 2**30
 A100 = load_device("a100-sxm-80gb")
@@ -228,7 +228,7 @@ def test_filling_leaves_no_room_for_another_expert(demand: MemoryDemand) -> None
 def test_a_shortfall_is_one_line_with_every_way_out() -> None:
     """Two Mixtrals with 358 experts (117.5 GiB), 6 GiB of other weights and 24 GiB of cache."""
     asked = demand_of(slice_bytes=140 * GIB, variants=2, ratio=0.6, kv_blocks=12_288)
-    text = shortfall(asked, {"7g.80gb": 79 * GIB, "two": 282 * GIB, "one": 200 * GIB})
+    text = shortfall(asked, {"7g.80gb": 79 * GIB, "one": 200 * GIB, "two": 282 * GIB})
     for words in (
         "needs 148 GiB, has 140 GiB",
         "consolidation ratio to ",
@@ -282,6 +282,16 @@ def test_other_slices_are_the_devices_own_and_whole_gpus() -> None:
     assert found["a whole h200-sxm-141gb"] == load_device("h200-sxm-141gb").memory_bytes
     assert not any("cpu" in name for name in found)
     assert all(name.startswith("a whole ") for name in other_slices(load_device("cpu-2core")))
+
+
+def test_what_is_there_comes_before_another_gpu() -> None:
+    """An L40S has less than all of an A100, but the A100 is there; an H200 is for more than it."""
+    found = other_slices(A100)
+    assert larger_slice(found, lambda size: size >= 44 * GIB) == ("take 7g.80gb (79 GiB)", 79 * GIB)
+    assert list(found).index("a whole a100-sxm-80gb") < list(found).index("a whole l40s-48gb")
+    larger = larger_slice(found, lambda size: size > 80 * GIB)
+    assert larger is not None
+    assert larger[0].startswith("take a whole ")
 
 
 @pytest.mark.parametrize(

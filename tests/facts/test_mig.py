@@ -219,3 +219,9 @@ def test_wrong_names_list_the_right() -> None:
         check_layout(A100, [])
     with pytest.raises(ScenarioError, match="cpu-2core: cannot be divided"):
         check_layout(load_device("cpu-2core"), ["1g.10gb"])
+
+
+def test_a_gpu_whose_geometry_nobody_said_is_taken_whole() -> None:
+    """An H100 NVL can be divided, but not as any that is known here; its file may say otherwise."""
+    with pytest.raises(ScenarioError, match=r"names no mig.*a100-40gb.*take the whole device"):
+        check_layout(load_device("h100-nvl-94gb"), ["1g.12gb"])

@@ -45,12 +45,27 @@ def test_no_group_is_larger_than_a_node(tensor: int, expert: int, message: str) 
         group(H100, tensor_parallel=tensor, expert_parallel=expert)
 
 
-def test_groups_over_pcie_are_refused() -> None:
-    """With the field that is missing."""
-    device = H100.model_copy(update={"nvlink_bytes_per_s": None})
-    with pytest.raises(ScenarioError, match=r"no nvlink_bytes_per_s.*add the figure"):
+def test_groups_without_figures_are_refused() -> None:
+    """With the fields that are missing."""
+    device = H100.model_copy(update={"nvlink_bytes_per_s": None, "all_reduce": {}})
+    with pytest.raises(
+        ScenarioError, match=r"neither nvlink_bytes_per_s nor all_reduce.*add the figure"
+    ):
         group(device, tensor_parallel=2)
     assert group(device).whole
+
+
+def test_groups_are_as_large_as_a_bridge() -> None:
+    """Two H100 NVL under one; larger groups would go over PCIe, of which nothing was measured."""
+    nvl = load_device("h100-nvl-94gb")
+    assert group(nvl, tensor_parallel=2).devices == 2
+    with pytest.raises(ScenarioError, match=r"NVLink joins 2.*groups of at most 2"):
+        group(nvl, tensor_parallel=4)
+
+
+def test_groups_over_pcie_where_they_were_measured() -> None:
+    """Eight L40S, that have no NVLink."""
+    assert group(load_device("l40s-48gb"), tensor_parallel=8).devices == 8
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])

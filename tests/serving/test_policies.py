@@ -84,7 +84,10 @@ def _joined(policy: str) -> list[Chunks]:
     return log + _run(scheduler)
 
 
-@pytest.mark.parametrize("policy", ["chunked_prefill", "no_evict", "max_utilisation"])
+MIXING = ["chunked_prefill", "no_evict", "no_evict_chunked", "max_utilisation"]
+
+
+@pytest.mark.parametrize("policy", MIXING)
 def test_prompts_share_iterations_with_decodes(policy: str) -> None:
     """The second's prompt runs beside the first's second token."""
     assert _joined(policy) == [[(0, 4, 0)], [(0, 1, 4), (1, 6, 0)], [(0, 1, 5), (1, 1, 6)]]
@@ -117,18 +120,19 @@ def test_a_static_batch_begins_in_one_iteration() -> None:
     assert _run(scheduler) == [[(0, 6, 0), (1, 6, 0)], [(0, 1, 6), (1, 1, 6)], [(2, 6, 0)]]
 
 
-def test_only_chunked_prefill_splits_a_prompt() -> None:
+def test_only_chunked_policies_split_a_prompt() -> None:
     """Budget 8, a decode and a prompt of 8: seven tokens of it go along, or none.
 
     Whole, it waits for the first to finish, and a prompt of 2 behind it waits too.
     """
     logs = {}
-    for policy in ("chunked_prefill", "no_evict", "max_utilisation"):
+    for policy in MIXING:
         scheduler = _scheduler(policy, (4, 3), budget=8)
         _step(scheduler)
         _submit(scheduler, (8, 1), (2, 1))
         logs[policy] = _run(scheduler)
-    assert logs["chunked_prefill"] == [[(0, 1, 4), (1, 7, 0)], [(0, 1, 5), (1, 1, 7), (2, 2, 0)]]
+    for policy in ("chunked_prefill", "no_evict_chunked"):
+        assert logs[policy] == [[(0, 1, 4), (1, 7, 0)], [(0, 1, 5), (1, 1, 7), (2, 2, 0)]]
     for policy in ("no_evict", "max_utilisation"):
         assert logs[policy] == [[(0, 1, 4)], [(0, 1, 5)], [(1, 8, 0)], [(2, 2, 0)]]
 
@@ -180,6 +184,24 @@ def test_blocks_of_the_whole_answer_are_set_aside(policy: str) -> None:
     log = _run(scheduler)
     assert len(log) == 8 + 9
     assert log[8] == [(1, 4, 0)]
+
+
+def test_a_chunk_enters_with_room_for_all_or_not_at_all() -> None:
+    """Four blocks, budget 6, 10 + 3 tokens cache 12: three blocks from the first chunk on.
+
+    A second of 3 + 2 takes the fourth and goes beside the last chunk; a third like it waits for
+    either to finish. Under `chunked_prefill` it would be let in as soon as its prompt fits.
+    """
+    scheduler = _scheduler("no_evict_chunked", (10, 3), (3, 2), (3, 2), budget=6, blocks=4)
+    _step(scheduler)
+    assert (scheduler.cache.free_blocks, len(scheduler.running)) == (1, 1)
+    assert _run(scheduler) == [
+        [(0, 4, 6), (1, 2, 0)],
+        [(0, 1, 10), (1, 1, 2)],
+        [(0, 1, 11), (1, 1, 3)],
+        [(2, 3, 0)],
+        [(2, 1, 3)],
+    ]
 
 
 def test_max_utilisation_preempts_the_youngest() -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from moesim.cost.laden import LadenCost
 from moesim.scenario import Scenario, scenario_from
+from moesim.serving.policies import POLICIES
 from moesim.serving.records import COMPLETED, REFUSED
 from moesim.serving.sequences import Batch, Chunk, Sequence
 from moesim.serving.turns import POLICIES as TURNS
@@ -188,9 +189,7 @@ offloading = st.fixed_dictionaries(
 def schedulers(orders: Row[str]) -> st.SearchStrategy[Content]:
     return st.fixed_dictionaries(
         {
-            "policy": st.sampled_from(
-                ["chunked_prefill", "prefill_priority", "static", "no_evict", "max_utilisation"]
-            ),
+            "policy": st.sampled_from(list(POLICIES)),
             "order": st.sampled_from(orders),
             "max_num_seqs": st.sampled_from([1, 2, 4, 16]),
             "max_batched_tokens": st.sampled_from([17, 64, 200]),

@@ -111,11 +111,10 @@ class Source:
                 return cls(data, system, backend, joined=False)
         if sorted(root.glob("*.parquet")):
             return cls(root, system, backend, joined=True)
-        inside = [path.name for path in (root, root / "systems" / "data") if path.is_dir()]
         there = sorted(p.name for p in (root / "systems" / "data").glob("*") if p.is_dir())
         raise ProfileError(
             f"{root}: no tables of the system {system!r}; "
-            f"{'there are ' + ', '.join(there) if there else 'no parquet file in ' + inside[0]}"
+            f"{'there are ' + ', '.join(there) if there else 'no parquet file in it'}"
         )
 
     def others(self) -> list["Source"]:
@@ -145,8 +144,26 @@ class Source:
             raise ProfileError(
                 f"{self.folder}: no version of {self.backend} has gemm, attention and moe of "
                 f"{self.system}; gemm has {', '.join(self.versions('gemm')) or 'none'}"
+                f"{self._beside()}"
             )
         return both[-1]
+
+    def _beside(self) -> str:
+        """Name the frameworks that have tables, where this one has none."""
+        if self.versions("gemm"):
+            return ""
+        others = [other.backend for other in self.others() if other.versions("gemm")]
+        return f"; --backend may be {' or '.join(others)}" if others else ""
+
+    def wanted(self, version: str) -> str:
+        """Return a version that has products; ProfileError with those there are."""
+        known = self.versions("gemm")
+        if version not in known:
+            raise ProfileError(
+                f"--version: {version}: {self.backend} has no tables of it for {self.system}; "
+                f"it has {', '.join(known) or 'none'}{self._beside()}"
+            )
+        return version
 
     def table(self, family: str, version: str) -> tuple[pd.DataFrame, str]:
         """Return a table with numbers as numbers, and the name of its file."""

@@ -323,7 +323,7 @@ def _nearby(
     known = by.get(kv_format)
     if not known:
         raise ProfileError(
-            f"precision.kv: no attention with a KV cache in {kv_format} in these kernels, which "
+            f"kv_precision: no attention with a KV cache in {kv_format} in these kernels, which "
             f"have {', '.join(by) or 'none'}; take one of those, or `profile: roofline`"
         )
     if heads in known:

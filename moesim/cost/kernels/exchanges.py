@@ -1,13 +1,33 @@
 """Exchanges between ranks: all-reduces over the bytes of a vector."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from moesim.cost.kernels.curves import MICRO, Floats, LogCurve
 from moesim.cost.kernels.tables import Collective
+from moesim.facts.hardware import Device
 
 ALL_REDUCE = "all_reduce"
+
+CONTRADICTS = 2.0
+"""Times the duration by the device's file from which on a table is of another kind of host. Fits of
+one host's tables are off by 1.6 at most (benchmarks/fit_collectives.py)."""
+
+
+def contradictions(curves: Iterable[Collective], device: Device) -> Iterator[str]:
+    """Yield where long all-reduces take far longer or shorter than the device's file says."""
+    for curve in curves:
+        reduce = device.all_reduce.get(curve.ranks)
+        if curve.operation != ALL_REDUCE or reduce is None:
+            continue
+        size, taken_us = max(zip(curve.bytes, curve.us, strict=True))
+        ratio = taken_us * MICRO / reduce.seconds(size)
+        if not 1 / CONTRADICTS < ratio < CONTRADICTS:
+            yield (
+                f"collectives: all-reduces of {size:,} B over {curve.ranks} devices take "
+                f"{ratio:.2g} times as long as by the file of {device.name}: another kind of host"
+            )
 
 
 class Exchanges:

@@ -38,7 +38,8 @@ def numbers(frame: pd.DataFrame, columns: Sequence[str], source: str) -> pd.Data
         values = pd.to_numeric(frame[name], errors="coerce")
         if values.isna().any():
             wrong = frame[name][values.isna()].iloc[0]
-            raise ProfileError(f"{source}: {name}: {wrong!r} is not a number; fetch it again")
+            said = "nothing" if pd.isna(wrong) else repr(wrong)
+            raise ProfileError(f"{source}: {name}: {said} is not a number; fetch it again")
         frame[name] = values
     return frame
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from moesim.cost.expected import Rates
 from moesim.cost.kernels import llmservingsim, vidur
 from moesim.cost.kernels.aiconfigurator import PACKAGE, Reader, Source
+from moesim.cost.kernels.exchanges import contradictions
 from moesim.cost.kernels.shapes import Shapes
 from moesim.cost.kernels.tables import FORMAT_VERSION, Gemm, Kernels, Origin, Residual
 from moesim.cost.kernels.validation import (
@@ -50,7 +51,7 @@ def from_aiconfigurator(
     ProfileError where tables are absent, broken, or without the shapes.
     """
     source = Source.at(folder, system, backend)
-    chosen = version_wanted or source.newest()
+    chosen = source.wanted(version_wanted) if version_wanted else source.newest()
     reader = Reader(source, chosen, Shapes.of(models.values()), device)
     gemm, prefill, decode = reader.gemm(), reader.prefill(), reader.decode()
     moe, collectives = reader.moe(), reader.collectives()
@@ -74,7 +75,8 @@ def from_aiconfigurator(
         collectives=tuple(collectives),
     )
     judged = judged_kernels(kernels, device, reader.all_gemms())
-    return judged.model_copy(update={"warnings": tuple(reader.warnings)})
+    warnings = (*contradictions(collectives, device), *reader.warnings)
+    return judged.model_copy(update={"warnings": warnings})
 
 
 def now() -> str:

@@ -29,9 +29,6 @@ from moesim.evidence.accuracy.names import UnknownRowError
 from moesim.evidence.accuracy.served import SESSION_2024, VLLM_2024, XQA_0_9, Gathered, Host
 from moesim.serving.policies import POLICIES, Policy
 
-NO_EVICT_IN_CHUNKS = Policy(chunked=True, mixed=True, admission="completion")
-"""TensorRT-LLM's GUARANTEED_NO_EVICT with chunked contexts, trtllm-bench's setting."""
-
 COPIES = 3
 """Copies of all logits, where nothing is known of how a server samples."""
 
@@ -122,7 +119,7 @@ def _tensorrt(name: str, scenario: str) -> Engine:
     torch = not mlperf and version >= (1, 0)
     return Engine(
         name="TensorRT-LLM, MLPerf" if mlperf else "TensorRT-LLM",
-        policy=POLICIES["no_evict"] if mlperf else NO_EVICT_IN_CHUNKS,
+        policy=POLICIES["no_evict"] if mlperf else POLICIES["no_evict_chunked"],
         block_size=32 if torch else 64,
         kv_share=0.90,
         of_free=True,

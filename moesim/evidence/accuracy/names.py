@@ -96,6 +96,8 @@ DEVICES: tuple[tuple[str, str], ...] = (
     (r"a100-sxm4?-40gb", "a100-sxm-40gb"),
     (r"h100(-sxm5?)?(-80gb)?( hbm3)?", "h100-sxm-80gb"),
     (r"h200(-sxm5?)?(-141gb)?", "h200-sxm-141gb"),
+    (r"l40s(-48gb)?", "l40s-48gb"),
+    (r"gh200 grace hopper superchip 144gb", "gh200-144gb"),
 )
 """Patterns of GPUs' names, and the shipped devices."""
 

@@ -116,7 +116,7 @@ def accuracy(
             for figure, found in own.predictions.items()
         ],
         columns=COLUMNS,
-    )
+    ).astype({"scales": bool, "judged": bool})
     return Accuracy(
         table=path.name,
         chosen=len(chosen),

@@ -80,6 +80,8 @@ ASSUMED = (
     "on whether the engine has a seat for each: the interval is from a request alone to one that "
     "waits for a seat. Where lengths are all alike, simulated users keep step, which real ones "
     "lose.",
+    "L40S and A100 over PCIe: all-reduces of four and eight devices were chosen between two tables "
+    "with these rows in sight, so that their rows on so many are not held out.",
     "Near the edge where one more round of requests is needed, a per cent of KV memory moves a "
     "throughput by ten: rows with `KV memory` as suspect stand there.",
 )

@@ -140,5 +140,5 @@ def test_other_heads_are_scaled_and_say_so() -> None:
 
 def test_an_unknown_kv_format_names_those_there_are() -> None:
     """One clear line."""
-    with pytest.raises(ProfileError, match=r"precision\.kv: no attention .* fp8.*have bf16"):
+    with pytest.raises(ProfileError, match=r"kv_precision: no attention .* fp8.*have bf16"):
         _decoding((32, 8)).seconds(Heads(32, 8, 128), "fp8", 1, 1)

@@ -12,13 +12,14 @@ from moesim.cost.iteration import Cost
 from moesim.evidence.accuracy.causes import cause_of
 from moesim.evidence.accuracy.costs import Costs, Slower, SlowerCost
 from moesim.evidence.accuracy.course import simulated
-from moesim.evidence.accuracy.engines import NO_EVICT_IN_CHUNKS, engine_of
+from moesim.evidence.accuracy.engines import engine_of
 from moesim.evidence.accuracy.experiments import Experiment, Figure, System, figure_of
 from moesim.evidence.accuracy.memory import kv_blocks
 from moesim.evidence.accuracy.metrics import metric_of, value_of
 from moesim.evidence.accuracy.names import UnknownRowError
 from moesim.evidence.accuracy.workloads import Workload, requests_of
 from moesim.serving.kv_cache import KvCache
+from moesim.serving.policies import POLICIES
 from moesim.serving.scheduling import Limits
 from moesim.simulation.replica import Replica
 from moesim.simulation.station import Station, serve
@@ -157,7 +158,10 @@ def test_slower_costs_run_ahead_as_they_are_stepped(by: Slower) -> None:
     system = figure_of(replace(ROW, model="Llama-3.1-8B", tp=1)).experiment.system
     own = Costs().cost(system, 256, 24)
     limits = Limits(
-        max_num_seqs=24, max_batched_tokens=256, max_model_len=8192, policy=NO_EVICT_IN_CHUNKS
+        max_num_seqs=24,
+        max_batched_tokens=256,
+        max_model_len=8192,
+        policy=POLICIES["no_evict_chunked"],
     )
     rng = np.random.default_rng(3)
     requests = pd.DataFrame(
