@@ -22,7 +22,7 @@ EVIDENCE = {
     "S": "from a secondary source's summary",
     "D": "derived by arithmetic",
     "M": "from memory",
-    "U": "of unknown origin",
+    "U": "not known, or assumed",
 }
 """What the marks say of the figures, best first."""
 

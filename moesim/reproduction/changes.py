@@ -47,9 +47,10 @@ def of_variants(scenario: Scenario, count: float) -> Scenario:
 
 
 def on_device(scenario: Scenario, device: str, layout: tuple[str, ...] = ()) -> Scenario:
-    """Return the scenario on another device, and on MIG instances of it."""
+    """Return the scenario on another device with its kernels, and on MIG instances of it."""
     hardware = scenario.hardware.model_copy(update={"device": device})
-    return on_instances(scenario.model_copy(update={"hardware": hardware}), layout)
+    there = scenario.model_copy(update={"hardware": hardware}).with_profile(device)
+    return on_instances(there, layout)
 
 
 def on_instances(scenario: Scenario, layout: tuple[str, ...] = ()) -> Scenario:

@@ -12,10 +12,9 @@ import numpy as np
 
 from moesim.cost.laden import LadenCost
 from moesim.cost.offload import Loading
-from moesim.reproduction.trials import Runs
+from moesim.reproduction.trials import Runs, read
 from moesim.scenario import Scenario
 from moesim.simulation.deploy import drafted_of
-from moesim.simulation.inputs import load_inputs
 
 PROMPT = 20
 """Tokens of the published prompts."""
@@ -37,7 +36,7 @@ class Holding(NamedTuple):
 
 def holding(scenario: Scenario) -> Holding:
     """Return what the first variant of a scenario finds on its slice."""
-    draft = drafted_of(scenario, load_inputs(scenario))[0].drafts[0]
+    draft = drafted_of(scenario, read(scenario))[0].drafts[0]
     seen, load, cost = draft.seen[0], draft.loads[0], draft.costs()[0]
     assert seen is not None  # noqa: S101  # experts are absent in the shipped scenarios
     assert load is not None  # noqa: S101

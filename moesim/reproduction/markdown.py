@@ -11,9 +11,10 @@ from moesim.reproduction.wording import HEADINGS, evidence_meaning, headline, ro
 from moesim.views.wording import MISSING
 
 INTERVALS = (
-    "A simulated figure is the median over five runs with other arrivals and other errors of the "
-    "kernels: the 10th to 90th percentile of what rooflines, or curves through measured kernels, "
-    "were wrong by on kernels that they had not seen. The interval is the range of the runs."
+    "A simulated figure is the median over five runs with other arrivals and other errors: the "
+    "10th to 90th percentile of what engines took on published results beside their kernels alone "
+    "(of one engine, where it is known), or of what measured kernels took beside rooflines. The "
+    "interval is the range of the runs."
 )
 
 

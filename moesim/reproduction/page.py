@@ -8,7 +8,7 @@ from moesim.reproduction.annex import Annex
 from moesim.reproduction.claims import NOT, VERDICTS, Claim
 from moesim.reproduction.markdown import INTERVALS
 from moesim.reproduction.outcome import Outcome
-from moesim.reproduction.picture import Picture
+from moesim.reproduction.picture import PUBLISHED, Picture
 from moesim.reproduction.systems import Reproductions
 from moesim.reproduction.wording import HEADINGS, counted, evidence_meaning, headline, row
 from moesim.views.charts import DASHES, INK, OTHERS, PREDICTED, Figure, new_figure
@@ -74,7 +74,9 @@ def drawn(picture: Picture, looks: Mapping[str, Look]) -> Figure:
             line={"color": colour, "dash": dash},
         )
     for name, (x, y) in picture.published.items():
-        marker = {"symbol": "x", "size": 11, "color": INK}
+        # In the colour of the curve that it belongs to.
+        colour, _ = looks.get(name.removeprefix(PUBLISHED), (INK, ""))
+        marker = {"symbol": "x", "size": 11, "color": colour}
         figure.add_scatter(x=[x], y=[y], name=escape(name), mode="markers", marker=marker)
     if picture.level is not None:
         figure.add_hline(y=picture.level, line={"color": INK, "width": 1})

@@ -7,6 +7,9 @@ import numpy as np
 
 from moesim.reproduction.trials import Runs
 
+PUBLISHED = "published: "
+"""What names of published points begin with; the curve's follows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:

@@ -23,29 +23,34 @@ def _show_outcome(console: Console, outcome: Outcome) -> None:
     publication = outcome.publication
     console.print(f"{publication.system}: {publication.title}", style="bold")
     for claim in outcome.claims:
-        console.print(f"  {claim.claim}")
-        console.print(f"      {_figures(claim)}")
+        _print(console, claim.claim, 2)
+        _print(console, _figures(claim), 6)
         if claim.why:
-            console.print(f"      {claim.why}", style="dim")
-    console.print("  constants", style="bold")
+            _print(console, claim.why, 6, style="dim")
+    _print(console, "constants", 2, style="bold")
     for constant in outcome.constants:
         fitted = f"; fitted on {constant.fitted_on}" if constant.fitted_on else ""
-        console.print(f"  {constant.name}: {constant.value} ({constant.source}{fitted})")
+        _print(console, f"{constant.name}: {constant.value} ({constant.source}{fitted})", 2)
     for annex in outcome.annexes:
         _show_annex(console, annex)
     console.print()
 
 
 def _show_annex(console: Console, annex: Annex) -> None:
-    console.print(f"  {annex.title}", style="bold")
+    _print(console, annex.title, 2, style="bold")
     for sentence in annex.says:
-        console.print(Padding(sentence, (0, 0, 0, 2)))
+        _print(console, sentence, 2)
     table = Table(box=None, pad_edge=True, padding=(0, 1))
     for heading in annex.table.headings:
         table.add_column(heading)
     for cells in annex.table.rows:
         table.add_row(*cells)
     console.print(table)
+
+
+def _print(console: Console, text: str, indent: int, style: str = "") -> None:
+    """Print a paragraph whose lines all begin at the same place."""
+    console.print(Padding(text, (0, 0, 0, indent)), style=style)
 
 
 def _figures(claim: Claim) -> str:

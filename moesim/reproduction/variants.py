@@ -16,7 +16,7 @@ from moesim.reproduction.claims import Claim, judged
 from moesim.reproduction.derived import holding, in_md1
 from moesim.reproduction.kept import kept, quality
 from moesim.reproduction.outcome import Outcome, Told
-from moesim.reproduction.picture import Picture, curve
+from moesim.reproduction.picture import PUBLISHED, Picture, curve
 from moesim.reproduction.publication import Constant, Publication, load_publication
 from moesim.reproduction.trials import Runs, Trial, over_trials, tried
 from moesim.scenario import Scenario
@@ -30,6 +30,9 @@ STREAM_PER_S = 0.01
 
 SATURATED = 10.0
 """Services that the last tenth of all requests waits for when a device is taken for saturated."""
+
+PROMPT_COPIES = 29
+"""Positions that 227 resident ones leave absent, as the derived figure has it."""
 
 FIT = 0.0005
 """How exactly a rate is found [requests/s]."""
@@ -176,7 +179,7 @@ def _derived(
     """Return what follows from its figures or is said in words, by claim, in each trial."""
     ours, theirs = holding(ways["consolidated"]), holding(ways["mig"])
     shared, single = sweeps["consolidated"], sweeps["single"]
-    alone = over_trials(_alone(_at(ways["mig"], rate)), figures, trials)["service_s"]
+    alone = over_trials(_alone(_at(ways["mig"], rate)), figures, trials)
     swap_s = _swap_s(ways["consolidated"], trials[0])
     packed_s = _swap_s(publication.scenario_beyond("swapped"), trials[0])
     ratios = [shared[at]["requests_per_s"] / single[at]["requests_per_s"] for at in RATES]
@@ -188,6 +191,8 @@ def _derived(
         "mig.found": theirs.found,
         "token": ours.token,
         "mig.token": theirs.token,
+        "prompt.s": PROMPT_COPIES * ours.copy_s,
+        "mig.prompt.s": theirs.prompt * theirs.copy_s,
         "prompt": 100 * ours.prompt / ours.absent,
         "mig.prompt": 100 * theirs.prompt / theirs.absent,
         "quality.two": kept("byte-moe", 0, 0.8),
@@ -197,8 +202,8 @@ def _derived(
         **{name: np.array([value]) for name, value in certain.items()},
         "single.throughput": np.min(ratios, axis=0),
         "single.ttft": shared[RATES[0]]["ttft_s"] - single[RATES[0]]["ttft_s"],
-        "mig.service.alone": alone,
-        "mig.contention": sweeps["mig"][RATES[-1]]["service_s"] / alone,
+        "mig.tokens.alone": alone["service_s"] - alone["ttft_s"],
+        "mig.contention": sweeps["mig"][RATES[-1]]["service_s"] / alone["service_s"],
     }
 
 
@@ -239,7 +244,7 @@ def _pictures(
                 for name, sweep in sweeps.items()
             ),
             published={
-                f"published: {names[name]}": (
+                f"{PUBLISHED}{names[name]}": (
                     rate,
                     _published(publication, f"{name}.{points[figure]}"),
                 )

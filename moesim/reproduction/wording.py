@@ -48,7 +48,8 @@ def counted(claims: Sequence[Claim]) -> str:
 
 def evidence_meaning() -> str:
     """Say what the marks of evidence mean."""
-    return "; ".join(f"{mark}: {meaning}" for mark, meaning in EVIDENCE.items())
+    meanings = "; ".join(f"{mark}: {meaning}" for mark, meaning in EVIDENCE.items())
+    return f"{meanings}, or not known at all; what is assumed is marked U too"
 
 
 def _range(low: float | None, high: float | None) -> str:

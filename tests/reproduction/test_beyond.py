@@ -18,7 +18,7 @@ from moesim.reproduction.changes import (
 )
 from moesim.reproduction.derived import holding, in_md1
 from moesim.reproduction.publication import load_publication
-from moesim.reproduction.trials import TRIALS
+from moesim.reproduction.trials import TRIALS, read
 from moesim.scenario import Scenario
 from moesim.simulation.run import simulate
 
@@ -59,6 +59,13 @@ def test_a_way_that_a_device_does_not_have_is_left_out() -> None:
     found = compared(ways, lambda scenario: of_variants(scenario, 8), ONE)
     assert found["mig"] is None
     assert found["swapped"] is not None
+
+
+def test_another_device_comes_with_its_own_kernels() -> None:
+    for device in ("h100-sxm-80gb", "h200-sxm-141gb"):
+        scenario = on_device(way("swapped"), device)
+        made_on = {profile.provenance.device for profile in read(scenario).profiles.values()}
+        assert made_on == {device}
 
 
 def test_a_prompt_is_one_iteration() -> None:
