@@ -1,11 +1,19 @@
 """Simulated requests per second, beside what bare simpy does in the same run.
 
-Every request has 512 tokens in and 128 out; arrivals are Poisson; records and percentiles are
-included. The replica's durations are straight lines of the size that a vLLM server of an 8B model
-on one large GPU showed (docs/server-log.md), its limits vLLM's defaults, so that batches are as
-full as they would be there. Simpy is timed beside every run, as a virtual machine's clock changes
-from second to second; figures are medians over the runs, the ratio too. A table, or JSON with
---json.
+Every request has 512 tokens in and 128 out; arrivals are Poisson. The replica's durations are
+straight lines of the size that a vLLM server of an 8B model on one large GPU showed
+(docs/server-log.md), its limits vLLM's defaults, so that batches are as full as they would be
+there.
+
+Timed is what a run of `moesim simulate --json` computes of a scenario and a profile that are read:
+checks, requests, the run, every column of every record, the log of iterations, and all figures,
+percentiles of the gaps between tokens included. Cost tables are laid out once for a profile and
+kept with it, and a pandas frame of the records is made for those who ask for it: the ratio is shown
+for a `new` profile too, whose tables have yet to be laid out, and with the `frame` after that.
+
+Simpy is timed in turn with it, as a virtual machine's clock changes from second to second, and both
+by processor time, which others on the machine do not take. Figures are medians over the runs, the
+ratios too. A table, or JSON with --json.
 
 With --kinds another table: every kind of deployment under the same two streams to two models,
 20,000 requests in all, beside runs of `dedicated` in turn.
@@ -21,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import simpy
 
@@ -29,7 +37,7 @@ from moesim.cost.profile import Profile
 from moesim.scenario import Scenario, scenario_from
 from moesim.simulation.run import simulate
 
-REPEATS = 9
+REPEATS = 15
 
 WORKLOADS = {
     # name: (requests, requests/s of all replicas, replicas, KV blocks of each, scheduler)
@@ -158,9 +166,9 @@ def timeouts_per_s(count: int = 50_000) -> float:
             yield env.timeout(1.0)
 
     env.process(tick())
-    started = time.perf_counter()
+    started = time.process_time()
     env.run()
-    return count / (time.perf_counter() - started)
+    return count / (time.process_time() - started)
 
 
 def scenario_of(
@@ -232,27 +240,45 @@ class Speed(NamedTuple):
     requests_per_s: float
     beside_per_s: float
     ratio: float
+    new_ratio: float
+    frame_ratio: float
 
 
 def speed(scenario: Scenario, made: Profile, beside: Callable[[], float]) -> Speed:
-    """Return how fast a scenario is simulated, beside something that is timed before each run."""
-    pairs = []
+    """Return how fast a scenario is simulated, beside something that is timed in turn with it."""
+    rows = []
     for _ in range(REPEATS):
-        gc.collect()  # nobody tidies up after the other
-        rate = requests_per_s(scenario, made)
-        gc.collect()
-        pairs.append((rate, beside()))
-    rates, others = zip(*pairs, strict=True)
-    ratios = [rate / other for rate, other in pairs]
-    return Speed(*(statistics.median(values) for values in (rates, others, ratios)))
+        known, other = timed(lambda: rates(scenario, made)), timed(beside)
+        new, another = timed(lambda: rates(scenario, made.model_copy())), timed(beside)
+        fresh = new.plain / another, new.framed / another
+        rows.append((known.plain, other, known.plain / other, *fresh))
+    return Speed(*map(statistics.median, zip(*rows, strict=True)))
 
 
-def requests_per_s(scenario: Scenario, made: Profile) -> float:
-    """Return simulated requests per second of wall time, in one run."""
-    started = time.perf_counter()
+Measured = TypeVar("Measured")
+
+
+def timed(measure: Callable[[], Measured]) -> Measured:
+    """Return what is measured; nobody tidies up after others meanwhile."""
+    gc.collect()
+    return measure()
+
+
+class Rates(NamedTuple):
+    """Simulated requests per second of processor time, in one run, and with the frame made too."""
+
+    plain: float
+    framed: float
+
+
+def rates(scenario: Scenario, made: Profile) -> Rates:
+    """Return how fast a scenario is simulated, in one run."""
+    started = time.process_time()
     result = simulate(scenario, dict.fromkeys(scenario.models, made))
     result.metrics()
-    return len(result.records) / (time.perf_counter() - started)
+    plain = time.process_time() - started
+    count = len(result.records)  # a frame
+    return Rates(count / plain, count / (time.process_time() - started))
 
 
 def speeds(model: str) -> dict[str, Speed]:
@@ -269,7 +295,7 @@ def speeds_of_kinds(model: str) -> dict[str, Speed]:
     made = profile("cuda")
     dedicated = scenario_of_kind(model, "dedicated")
     return {
-        name: speed(scenario_of_kind(model, name), made, lambda: requests_per_s(dedicated, made))
+        name: speed(scenario_of_kind(model, name), made, lambda: rates(dedicated, made).plain)
         for name in KINDS
     }
 
@@ -298,10 +324,11 @@ def show(found: dict[str, Speed], beside: str, *, as_json: bool) -> None:
         print(json.dumps({**told, "speeds": content}, indent=1))
         return
     print(f"{machine}; peak memory {peak_mib:,.0f} MiB\n")
-    print(f"{'workload':<28} {'requests/s':>12} {beside + '/s':>12} {'ratio':>7}")
-    for name, value in found.items():
-        rates = f"{value.requests_per_s:>12,.0f} {value.beside_per_s:>12,.0f}"
-        print(f"{name:<28} {rates} {value.ratio:>7.3f}")
+    heads = f"{'requests/s':>12} {beside + '/s':>12} {'ratio':>7} {'new':>7} {'frame':>7}"
+    print(f"{'workload':<28} {heads}")
+    for name, (requests_per_s, beside_per_s, *ratios) in found.items():
+        shown = " ".join(f"{ratio:>7.3f}" for ratio in ratios)
+        print(f"{name:<28} {requests_per_s:>12,.0f} {beside_per_s:>12,.0f} {shown}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Each tenant's arrivals, prompts and outputs come from streams of their own, keye
 tenant, so that changing one tenant leaves the others' requests as they were.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from moesim.errors import ScenarioError
 from moesim.scenario import Arrivals, Lengths, Scenario, Tenant, TraceArrivals, TraceLengths
+from moesim.serving.columns import Columns, Table, joined
+from moesim.traffic.lengths import Fixed
 from moesim.traffic.modulated import Diurnal, OnOff
 from moesim.traffic.servegen import (
     ServeGenArrivals,
@@ -95,6 +97,11 @@ MOST_REQUESTS = 2e7
 
 
 def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -> pd.DataFrame:
+    """Draw a scenario's requests as a frame; see `drawn`."""
+    return drawn(scenario, seed, traces).frame
+
+
+def drawn(scenario: Scenario, seed: int, traces: Traces | None = None) -> Columns:
     """Draw a scenario's requests in order of arrival, columns as in `Request`, numbered from 0.
 
     Where a replayed trace names its prompts' blocks by hashes there is a column `prefix`, a tuple
@@ -108,19 +115,20 @@ def draw_requests(scenario: Scenario, seed: int, traces: Traces | None = None) -
         raise ScenarioError(f"seed: {seed} must not be negative")
     traces = traces or load_traces(scenario)
     _check_size(scenario, traces)
-    frames = [
-        _tenant_requests(name, tenant, scenario, seed, traces)
-        for name, tenant in scenario.tenants.items()
-    ]
-    merged = _merged(frames)
+    merged = _merged(
+        [
+            _tenant_requests(name, tenant, scenario, seed, traces)
+            for name, tenant in scenario.tenants.items()
+        ]
+    )
     asking = any(isinstance(tenant.arrivals, Users) for tenant in scenario.tenants.values())
-    if merged.empty and not asking:
+    if not len(merged) and not asking:
         raise ScenarioError(
             f"scenario {scenario.name}: duration_s: {scenario.duration_s:g}: no request arrives; "
             "make it longer or raise a rate"
         )
-    merged.insert(0, "request_id", np.arange(len(merged)))
-    return merged
+    names = ("request_id", *COLUMNS, *(["prefix"] if "prefix" in merged else []))
+    return merged.assign(request_id=np.arange(len(merged))).only(names)
 
 
 def _expected(arrivals: Arrivals, duration_s: float, traces: Traces) -> float:
@@ -160,11 +168,11 @@ def requests_of(scenario: Scenario, seed: int) -> list[Request]:
     return requests_from(draw_requests(scenario, seed))
 
 
-def requests_from(frame: pd.DataFrame) -> list[Request]:
-    """Return the rows of a frame of requests as objects, for the engine and for stepping."""
-    prefix = frame["prefix"].tolist() if "prefix" in frame else [()] * len(frame)
-    delays = frame["delay_s"].tolist() if "delay_s" in frame else [0.0] * len(frame)
-    columns = (*(frame[name].tolist() for name in ("request_id", *COLUMNS)), prefix, delays)
+def requests_from(table: Table) -> list[Request]:
+    """Return the rows of a table of requests as objects, for the engine and for stepping."""
+    prefix = table["prefix"].tolist() if "prefix" in table else [()] * len(table)
+    delays = table["delay_s"].tolist() if "delay_s" in table else [0.0] * len(table)
+    columns = (*(table[name].tolist() for name in ("request_id", *COLUMNS)), prefix, delays)
     return [
         Request(
             request_id=request_id,
@@ -189,43 +197,63 @@ def requests_from(frame: pd.DataFrame) -> list[Request]:
     ]
 
 
-def _merged(frames: list[pd.DataFrame]) -> pd.DataFrame:
+def _merged(parts: list[Columns]) -> Columns:
     """Return all tenants' requests by time, those of one instant in the order of the tenants."""
-    blocks = {frame.attrs["prefix_block"] for frame in frames if "prefix" in frame}
+    blocks = {part.attrs["prefix_block"] for part in parts if "prefix" in part}
     if len(blocks) > 1:
         sizes = " and ".join(map(str, sorted(blocks)))
         raise ScenarioError(
             f"tenants replay traces whose hashes stand for different numbers of tokens ({sizes}); "
             "give them prompt lengths of another kind, or scenarios of their own"
         )
-    if len(frames) == 1:
-        return frames[0]
-    merged = pd.concat(frames)
+    if len(parts) == 1:
+        return parts[0]
     if blocks:
-        merged["prefix"] = [() if hashes != hashes else hashes for hashes in merged["prefix"]]
+        parts = [part if "prefix" in part else _without_hashes(part) for part in parts]
+    merged = joined(parts)
+    if blocks:
         merged.attrs["prefix_block"] = blocks.pop()
-    return merged.sort_values("arrival_s", kind="stable", ignore_index=True)
+    return merged.take(np.argsort(merged["arrival_s"], kind="stable"))
+
+
+def _without_hashes(part: Columns) -> Columns:
+    nothing: list[tuple[int, ...]] = [()] * len(part)
+    return part.assign(prefix=np.fromiter(nothing, dtype=object, count=len(part)))
 
 
 def _tenant_requests(
     name: str, tenant: Tenant, scenario: Scenario, seed: int, traces: Traces
-) -> pd.DataFrame:
-    streams = np.random.SeedSequence([seed, crc32(name.encode())]).spawn(3)
-    arrivals, prompts, outputs = (np.random.default_rng(stream) for stream in streams)
+) -> Columns:
+    arrivals, prompts, outputs = (_stream(seed, name, number) for number in range(3))
     trace = _replayed(tenant.arrivals, scenario.duration_s, traces)
     times = _times(tenant.arrivals, trace, scenario.duration_s, traces, arrivals)
-    frame = pd.DataFrame(
+    columns = Columns(
+        len(times),
         {
             "tenant": name,
             "model": tenant.model,
             "arrival_s": times,
             "prompt_tokens": _lengths(tenant, "prompt_tokens", trace, times, traces, prompts),
             "output_tokens": _lengths(tenant, "output_tokens", trace, times, traces, outputs),
-        }
+        },
     )
     if trace is not None and "prefix" in trace:
-        return _with_prefix(frame, tenant, trace)
-    return frame
+        return _with_prefix(columns, tenant, trace)
+    return columns
+
+
+Stream = Callable[[], np.random.Generator]
+"""Makes the generator of one source of chance, where it is needed."""
+
+
+def _stream(seed: int, tenant: str, number: int) -> Stream:
+    """Return the numbered child of a tenant's seed, as `SeedSequence.spawn` makes it."""
+
+    def generator() -> np.random.Generator:
+        entropy = [seed, crc32(tenant.encode())]
+        return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
+
+    return generator
 
 
 def _located(path: str, scenario: Scenario) -> Path:
@@ -258,7 +286,7 @@ def _times(
     trace: pd.DataFrame | None,
     duration_s: float,
     traces: Traces,
-    rng: np.random.Generator,
+    stream: Stream,
 ) -> NDArray[np.float64]:
     if trace is not None:
         return trace["arrival_s"].to_numpy(dtype=float)
@@ -267,8 +295,8 @@ def _times(
     if isinstance(arrivals, ServeGenArrivals):
         clients = traces.clients[arrivals.path]
         windows = windows_of(clients, arrivals.client, Path(arrivals.path))
-        return arrivals.times_in(windows, duration_s, rng)
-    return arrivals.times_s(duration_s, rng)
+        return arrivals.times_in(windows, duration_s, stream())
+    return arrivals.times_s(duration_s, stream())
 
 
 def _lengths(
@@ -277,8 +305,8 @@ def _lengths(
     trace: pd.DataFrame | None,
     times: NDArray[np.float64],
     traces: Traces,
-    rng: np.random.Generator,
-) -> NDArray[np.int64]:
+    stream: Stream,
+) -> NDArray[np.int64] | int:
     lengths: Lengths = getattr(tenant, field)
     if isinstance(lengths, TraceLengths):
         if trace is None:
@@ -290,8 +318,10 @@ def _lengths(
     if isinstance(lengths, ServeGenLengths):
         table = traces.lengths[lengths.path]
         quantiles = quantiles_of(table, lengths.client, field, Path(lengths.path))
-        return lengths.draw_at(_recorded(tenant.arrivals, times), quantiles, rng)
-    return lengths.draw(len(times), rng)
+        return lengths.draw_at(_recorded(tenant.arrivals, times), quantiles, stream())
+    if isinstance(lengths, Fixed):
+        return lengths.tokens
+    return lengths.draw(len(times), stream())
 
 
 def _recorded(arrivals: Arrivals, times: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -301,11 +331,12 @@ def _recorded(arrivals: Arrivals, times: NDArray[np.float64]) -> NDArray[np.floa
     return times
 
 
-def _with_prefix(frame: pd.DataFrame, tenant: Tenant, trace: pd.DataFrame) -> pd.DataFrame:
+def _with_prefix(columns: Columns, tenant: Tenant, trace: pd.DataFrame) -> Columns:
     """Add the hashes of a trace's prompts, where its prompts are what is replayed."""
     lengths = tenant.prompt_tokens
-    if isinstance(lengths, TraceLengths):
-        frame["prefix"] = trace["prefix"].to_numpy()
-        # A prompt scaled down has its blocks scaled down.
-        frame.attrs["prefix_block"] = max(1, round(trace.attrs["prefix_block"] * lengths.scale))
-    return frame
+    if not isinstance(lengths, TraceLengths):
+        return columns
+    hashed = columns.assign(prefix=trace["prefix"].to_numpy())
+    # A prompt scaled down has its blocks scaled down.
+    hashed.attrs["prefix_block"] = max(1, round(trace.attrs["prefix_block"] * lengths.scale))
+    return hashed

@@ -52,7 +52,7 @@ class Curve:
         """Return the durations at 0, 1, ... `most` [s]."""
         asked = np.arange(most + 1)
         inside = np.interp(asked, self.xs, self.ys)
-        if len(self.xs) == 1:
+        if len(self.xs) == 1 or most <= self.xs[-1]:
             return inside
         slope = (self.ys[-1] - self.ys[-2]) / (self.xs[-1] - self.xs[-2])
         return np.asarray(inside + slope * np.maximum(0.0, asked - self.xs[-1]))
@@ -174,11 +174,15 @@ def _rising(values: Sequence[float]) -> tuple[float, ...]:
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Fit `y = a + b x` with a, b >= 0 by relative least squares; a lone point is a constant."""
     x, y = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-    if len(np.unique(x)) == 1:
+    if (x == x[0]).all():
         return float(np.median(y)), 0.0
     weight = 1.0 / np.maximum(y, 1e-12)
-    system = np.stack([weight, weight * x], axis=1)
-    a, b = np.linalg.lstsq(system, weight * y, rcond=None)[0]
+    # About the weighted means, where intercept and slope have nothing to do with each other.
+    square = weight * weight / (weight * weight).sum()
+    mean_x, mean_y = (square * x).sum(), (square * y).sum()
+    away = square * (x - mean_x)
+    b = (away * (y - mean_y)).sum() / (away * (x - mean_x)).sum()
+    a = mean_y - b * mean_x
     if b < 0:
         return float(np.average(y, weights=weight)), 0.0
     if a < 0:

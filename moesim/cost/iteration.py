@@ -77,6 +77,8 @@ def padded_to(graphs: Iterable[int], count: int) -> NDArray[np.intp]:
     """
     sizes = np.array(sorted(graphs), dtype=np.intp)
     own = np.arange(count)
+    if not len(sizes):
+        return own
     place = np.searchsorted(sizes, own)
     padded = np.append(sizes, 0)[place]
     return np.where((place < len(sizes)) & (own > 0), padded, own)
@@ -175,38 +177,48 @@ class Cost(ABC):
         )
 
 
-class CostModel(Cost):
-    """The duration of any batch on the profiled device [s].
+class Laid:
+    """A profile's cells as curves, and tables over whole numbers as far as limits reach [s]."""
 
-    Tables over whole numbers (tokens, sequences) are laid out once, so that an iteration costs a
-    few look-ups.
-    """
-
-    def __init__(self, profile: Profile, *, max_batched_tokens: int, max_num_seqs: int) -> None:
-        self._layers = profile.spec.num_hidden_layers
+    def __init__(self, profile: Profile, max_batched_tokens: int, max_num_seqs: int) -> None:
+        self.layers = profile.spec.num_hidden_layers
         cells = profile.operations
-        self._curves = {
+        self.curves = {
             name: Curve.through(cells[name])
             for name, coordinates in (COORDINATES | OPTIONAL).items()
             if len(coordinates) == 1 and name in cells
         }
-        self._curves["experts"] = experts_curve(cells["experts"], profile.router.popularity)
-        self._decode = Fan.through(cells["attention_decode"])
-        self._prefill = Sheet.through(cells["attention_prefill"])
-        self._chunks: dict[tuple[int, int], float] = {}
+        self.curves["experts"] = experts_curve(cells["experts"], profile.router.popularity)
+        self.decode = Fan.through(cells["attention_decode"])
+        self.prefill = Sheet.through(cells["attention_prefill"])
+        self.chunks: dict[tuple[int, int], float] = {}
         self._graphs = profile.decode_graphs
-        self._rests_on = profile.rests_on
-        super().__init__(self._laid_out(max_batched_tokens, max_num_seqs))
+        self.tables = self._tables(max_batched_tokens, max_num_seqs)
 
-    def _laid_out(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
+    @classmethod
+    def of(cls, profile: Profile, max_batched_tokens: int, max_num_seqs: int) -> "Laid":
+        """Return what is laid out over a profile, once for all who have these limits."""
+        limits = max_batched_tokens, max_num_seqs
+        if limits not in profile.laid_out:
+            profile.laid_out[limits] = cls(profile, *limits)
+        laid: Laid = profile.laid_out[limits]
+        return laid
+
+    @property
+    def in_layers(self) -> tuple[str, ...]:
+        """The operations of a layer that depend on the iteration's tokens alone."""
+        names = ("projections", "router", "experts", "collectives")
+        return tuple(name for name in names if name in self.curves)
+
+    def _tables(self, max_batched_tokens: int, max_num_seqs: int) -> Tables:
         alone = min(max_num_seqs, max_batched_tokens) + 1
         padded = padded_to(self._graphs, alone)
         reach = max(max_num_seqs, int(padded.max()))
         tokens = self._tokens_table(max(max_batched_tokens, reach))
-        sequences = self._curves["host"].table(max_num_seqs)
-        emitting = self._curves["head"].table(reach) + self._curves["sampling"].table(reach)
+        sequences = self.curves["host"].table(max_num_seqs)
+        emitting = self.curves["head"].table(reach) + self.curves["sampling"].table(reach)
         emitting[0] = 0.0
-        intercepts, slopes = (self._layers * part for part in self._decode.table(max_num_seqs))
+        intercepts, slopes = (self.layers * part for part in self.decode.table(max_num_seqs))
         intercepts[0] = slopes[0] = 0.0
         return Tables.of(
             sequences=sequences,
@@ -219,13 +231,22 @@ class CostModel(Cost):
 
     def _tokens_table(self, most: int) -> NDArray[np.float64]:
         """Return the duration of all that depends on the iteration's tokens alone [s]."""
-        layer = np.sum([self._curves[name].table(most) for name in self._in_layers()], axis=0)
-        return np.asarray(self._curves["embedding"].table(most) + self._layers * layer)
+        first, *others = (self.curves[name].table(most) for name in self.in_layers)
+        layer = sum(others, start=first)
+        return np.asarray(self.curves["embedding"].table(most) + self.layers * layer)
 
-    def _in_layers(self) -> tuple[str, ...]:
-        """Return the operations of a layer that depend on the iteration's tokens alone."""
-        names = ("projections", "router", "experts", "collectives")
-        return tuple(name for name in names if name in self._curves)
+
+class CostModel(Cost):
+    """The duration of any batch on the profiled device [s].
+
+    Tables over whole numbers (tokens, sequences) are laid out once, so that an iteration costs a
+    few look-ups.
+    """
+
+    def __init__(self, profile: Profile, *, max_batched_tokens: int, max_num_seqs: int) -> None:
+        self._laid = Laid.of(profile, max_batched_tokens, max_num_seqs)
+        self._rests_on = profile.rests_on
+        super().__init__(self._laid.tables)
 
     def prefill_attention_s(self, new_tokens: int, cached: int) -> float:
         """Return the attention of one chunk over all layers [s]."""
@@ -234,9 +255,10 @@ class CostModel(Cost):
         if cached > self.asked.cached:
             self.asked.cached = cached
         chunk = (new_tokens, cached)
-        if chunk not in self._chunks:
-            self._chunks[chunk] = self._layers * self._prefill(new_tokens, cached)
-        return self._chunks[chunk]
+        laid = self._laid
+        if chunk not in laid.chunks:
+            laid.chunks[chunk] = laid.layers * laid.prefill(new_tokens, cached)
+        return laid.chunks[chunk]
 
     def basis(self) -> dict[str, str]:
         """Say for each operation asked for whether its answers were measured or not.
@@ -244,15 +266,15 @@ class CostModel(Cost):
         One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers; `scaled`
         at best on a part of the measured device, `roofline` where nothing was measured.
         """
-        asked = self.asked
-        reached = dict.fromkeys(("embedding", *self._in_layers()), asked.tokens)
+        asked, laid = self.asked, self._laid
+        reached = dict.fromkeys(("embedding", *laid.in_layers), asked.tokens)
         reached |= dict.fromkeys(("head", "sampling"), asked.emitting)
         reached["host"] = asked.sequences
-        bases = {name: self._curves[name].basis(most) for name, most in reached.items() if most}
+        bases = {name: laid.curves[name].basis(most) for name, most in reached.items() if most}
         if asked.decodes:
-            bases["attention_decode"] = self._decode.basis(asked.decodes, asked.context)
+            bases["attention_decode"] = laid.decode.basis(asked.decodes, asked.context)
         if asked.new_tokens:
-            bases["attention_prefill"] = self._prefill.basis(asked.new_tokens, asked.cached)
+            bases["attention_prefill"] = laid.prefill.basis(asked.new_tokens, asked.cached)
         return {
             name: max(basis, self._rests_on(name), key=WEAKEST.index)
             for name, basis in bases.items()

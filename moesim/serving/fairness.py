@@ -5,8 +5,8 @@ everything (Jain, Chiu and Hawe 1984, DEC-TR-301).
 """
 
 import numpy as np
-import pandas as pd
 
+from moesim.serving.columns import Columns, Table
 from moesim.serving.iterations import Floats
 
 
@@ -20,15 +20,17 @@ def jain(values: Floats) -> float:
     return float(values.sum()) ** 2 / squares if squares else 1.0
 
 
-def fairness(records: pd.DataFrame) -> float | None:
+def fairness(records: Table) -> float | None:
     """Return Jain's index of the tenants' mean speeds; None where there is a single tenant.
 
     The speed of a request is its output tokens per second of turnaround; of one that was refused,
     or is not finished, 0.
     """
-    tenant, names = pd.factorize(records["tenant"])
+    columns = Columns.of(records)
+    names, tenant = np.unique(columns["tenant"], return_inverse=True)
     if len(names) < 2:
         return None
-    turnaround_s = records["finish_s"] - records["arrival_s"]
-    speed = (records["output_tokens"] / turnaround_s).fillna(0.0).to_numpy(dtype=float)
+    turnaround_s = columns["finish_s"] - columns["arrival_s"]
+    with np.errstate(divide="ignore"):
+        speed = np.where(np.isnan(turnaround_s), 0.0, columns["output_tokens"] / turnaround_s)
     return jain(np.bincount(tenant, weights=speed) / np.bincount(tenant))

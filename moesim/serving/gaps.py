@@ -14,12 +14,15 @@ from functools import cached_property
 from math import inf, sqrt
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from moesim.serving.columns import Table
 from moesim.serving.iterations import Floats, Integers, Iterations
 
 PERCENTILES = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
+
+TAIL = 90
+"""Percentile from which on a tenth of the gaps is all that is looked at; it decides how fast."""
 
 FEW = 16384
 """Values that are written out and sorted rather than narrowed any further."""
@@ -58,21 +61,27 @@ class Gaps:
 
 def all_gaps(logs: Iterable[Iterations]) -> Gaps:
     """Return every gap of some replicas."""
-    return joined(
-        part for log in logs for part in (_regular(log, log.sequences), _late(log, slice(None)))
-    )
+    parts = [
+        part
+        for log in logs
+        for part in (_regular(log, log.sequences), _late(log, slice(None)))
+        if len(part.first_s)
+    ]
+    return parts[0] if len(parts) == 1 else joined(parts)
 
 
-def tenant_gaps(log: Iterations, records: pd.DataFrame) -> Gaps:
+def tenant_gaps(log: Iterations, records: Table) -> Gaps:
     """Return the gaps of some of a replica's requests, a tenant's for instance.
 
     A request is in a run's batch where its first token came no later than the run's start, and its
     last token later. That compares stamps for equality, which is exact: a token's time is the start
     of the next iteration.
     """
-    first, finish = (records[name].to_numpy(dtype=float) for name in ("first_token_s", "finish_s"))
+    first, finish = (
+        np.asarray(records[name], dtype=float) for name in ("first_token_s", "finish_s")
+    )
     begun = ~np.isnan(first)
-    mine = np.isin(log.late.request_id, records["request_id"].to_numpy())
+    mine = np.isin(log.late.request_id, np.asarray(records["request_id"]))
     passed_over = _covering(log.start_s, log.late.since_s[mine], log.late.until_s[mine])
     decoding = _covering(log.start_s, first[begun], finish[begun])
     return joined([_regular(log, decoding - passed_over), _late(log, mine)])
@@ -103,12 +112,30 @@ def statistics(gaps: Gaps) -> dict[str, float | None]:
     part = _Part.of(gaps)
     if not part.count:
         return dict.fromkeys(["mean", *PERCENTILES, "max"])
-    top = part.count - 1
     return {
         "mean": float((part.sizes * (part.first + part.last)).sum() / (2 * part.count)),
-        **{name: _value_at(part, percent / 100 * top) for name, percent in PERCENTILES.items()},
+        **_percentiles(part),
         "max": float(part.last.max()),
     }
+
+
+def _percentiles(part: "_Part") -> dict[str, float]:
+    """Return the percentiles; those beyond `TAIL` are looked for among few gaps."""
+    top = part.count - 1
+    below, tail = part.tail(int(TAIL / 100 * top))
+    found = {
+        name: _value_at(part, percent / 100 * top)
+        for name, percent in PERCENTILES.items()
+        if percent < TAIL
+    }
+    high = {
+        name: percent / 100 * top - below
+        for name, percent in PERCENTILES.items()
+        if percent >= TAIL
+    }
+    if tail.values <= FEW:
+        return found | dict(zip(high, tail.read([*high.values()]), strict=True))
+    return found | {name: _value_at(tail, position) for name, position in high.items()}
 
 
 def _regular(log: Iterations, sequences: Integers) -> Gaps:
@@ -218,6 +245,13 @@ class _Part:
         columns = {"first": first, "growth": growth, "begin": begin, "end": end, "weight": weight}
         return int(below), _Part(**{name: column[kept] for name, column in columns.items()})
 
+    def tail(self, rank: int) -> "tuple[int, _Part]":
+        """Return how many of the smallest gaps are left out, and the others, from a rank on."""
+        if self.values <= FEW:
+            return 0, self
+        below, others = self.within(self.bracket(rank, DEVIATIONS)[0], inf)
+        return (below, others) if below <= rank else (0, self)
+
     @cached_property
     def ordered(self) -> tuple[Floats, Floats]:
         """Return the values in order of size, and how many gaps there are up to each."""
@@ -227,6 +261,14 @@ class _Part:
         values = self.first[row] + self.growth[row] * step
         order = np.argsort(values)
         return values[order], np.cumsum(self.weight[row][order])
+
+    def read(self, positions: list[float]) -> list[float]:
+        """Return the gaps at positions in order of size, 0 the smallest, linearly between two."""
+        values, upto = self.ordered
+        at = np.array(positions)
+        rank = np.floor(at)
+        lower, upper = values[np.searchsorted(upto, [rank, np.ceil(at)], side="right")]
+        return list((lower + (upper - lower) * (at - rank)).tolist())
 
 
 def _value_at(part: _Part, position: float) -> float:
@@ -244,6 +286,4 @@ def _value_at(part: _Part, position: float) -> float:
         part, rank, deviations = inner, rank - below, DEVIATIONS
         if not shrunk:
             break  # one value many times, which no bracket divides
-    values, upto = part.ordered
-    lower, upper = values[np.searchsorted(upto, [rank, rank + (share > 0)], side="right")]
-    return float(lower + (upper - lower) * share)
+    return part.read([rank + share])[0]

@@ -6,7 +6,6 @@ with at least two tokens; ITL is each gap between two tokens of a request; turna
 arrival to the last finish. Goodput counts the requests that met every target of their tenant.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moesim.serving.columns import Columns, Table
 from moesim.serving.gaps import Gaps, all_gaps, joined, statistics, tenant_gaps
 from moesim.serving.iterations import Iterations
 from moesim.serving.records import COMPLETED, REFUSED
@@ -45,7 +45,7 @@ def with_latencies(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(
-    records: pd.DataFrame,
+    records: Table,
     slos: Mapping[str, SloTargets] | None = None,
     logs: Mapping[str, Iterations] | None = None,
 ) -> dict[str, Any]:
@@ -55,34 +55,50 @@ def summarise(
     exist (no request completed, one-token outputs only) is None.
     """
     gaps = _gaps(all_gaps(logs.values()) if logs else None)  # what takes most memory goes first
-    columns = _Columns.of(records, slos or {})
-    overall = columns.summary() | gaps
-    names = sorted(records["tenant"].unique())
+    table = Columns.of(records)
+    figures = _Figures.of(table, slos or {})
+    overall = figures.summary() | gaps
+    names = _tenants(table)
     if len(names) == 1:
-        return {"overall": overall, "tenants": {str(names[0]): copy.deepcopy(overall)}}
+        return {"overall": overall, "tenants": {names[0]: _copied(overall)}}
     parts = {}
     for name in names:
-        rows = columns.tenant == name
-        gaps = _gaps(_of_tenant(records[rows], logs) if logs else None)
-        parts[str(name)] = columns.only(rows).summary() | gaps
+        rows = table.where("tenant", name)
+        gaps = _gaps(_of_tenant(table.take(rows), logs) if logs else None)
+        parts[name] = figures.only(rows).summary() | gaps
     return {"overall": overall, "tenants": parts}
+
+
+def _tenants(table: Columns) -> list[str]:
+    """Return the tenants' names in order."""
+    known = table.value("tenant")
+    return (
+        sorted(set(table["tenant"].tolist())) if known is None or not len(table) else [str(known)]
+    )
+
+
+def _copied(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: dict(figure) if isinstance(figure, dict) else figure
+        for name, figure in figures.items()
+    }
 
 
 def _gaps(gaps: Gaps | None) -> dict[str, Any]:
     return {} if gaps is None else {ITL: statistics(gaps)}
 
 
-def _of_tenant(records: pd.DataFrame, logs: Mapping[str, Iterations]) -> Gaps:
+def _of_tenant(table: Columns, logs: Mapping[str, Iterations]) -> Gaps:
     """Return the gaps of some requests, over the replicas that served them."""
-    replicas = records["replica"].to_numpy(dtype=object)
-    return joined(tenant_gaps(log, records[replicas == name]) for name, log in logs.items())
+    return joined(
+        tenant_gaps(log, table.take(table.where("replica", name))) for name, log in logs.items()
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Columns:
-    """A record table as arrays; latencies are NaN where there is none."""
+class _Figures:
+    """What figures are made of, a row a request; latencies are NaN where there is none."""
 
-    tenant: NDArray[np.object_]
     done: NDArray[np.bool]
     refused: NDArray[np.bool]
     good: NDArray[np.bool]
@@ -92,46 +108,42 @@ class _Columns:
     span_s: float | None
 
     @classmethod
-    def of(cls, records: pd.DataFrame, slos: Mapping[str, SloTargets]) -> "_Columns":
-        outcome = records["outcome"].to_numpy(dtype=object)
-        arrival = records["arrival_s"].to_numpy(dtype=float)
-        first = records["first_token_s"].to_numpy(dtype=float)
-        finish = records["finish_s"].to_numpy(dtype=float)
-        tokens = records["output_tokens"].to_numpy(dtype=np.int64)
-        tenant = records["tenant"].to_numpy(dtype=object)
-        done = outcome == COMPLETED
-        gaps = np.where(tokens > 1, tokens - 1, np.nan)
+    def of(cls, table: Columns, slos: Mapping[str, SloTargets]) -> "_Figures":
+        arrival, first, finish = (
+            table[name].astype(float, copy=False)
+            for name in ("arrival_s", "first_token_s", "finish_s")
+        )
+        tokens = table["output_tokens"]
         latencies = {
             "ttft_s": first - arrival,
-            "tpot_s": (finish - first) / gaps,
+            "tpot_s": (finish - first) / np.where(tokens > 1, tokens - 1, np.nan),
             "turnaround_s": finish - arrival,
         }
+        done = table.where("outcome", COMPLETED)
         return cls(
-            tenant=tenant,
             done=done,
-            refused=outcome == REFUSED,
-            good=done & _met(latencies, tenant, slos),
+            refused=table.where("outcome", REFUSED),
+            good=done & _met(latencies, table, slos),
             output_tokens=tokens,
-            preemptions=records["preemptions"].to_numpy(dtype=np.int64),
+            preemptions=table["preemptions"],
             latencies=latencies,
             span_s=_span_s(arrival, finish),
         )
 
-    def only(self, rows: NDArray[np.bool]) -> "_Columns":
+    def only(self, rows: NDArray[np.bool]) -> "_Figures":
         """Return some rows; rates stay over the span of all."""
         return replace(
             self,
             **{
                 name: getattr(self, name)[rows]
-                for name in ("tenant", "done", "refused", "good", "output_tokens", "preemptions")
+                for name in ("done", "refused", "good", "output_tokens", "preemptions")
             },
             latencies={name: values[rows] for name, values in self.latencies.items()},
         )
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of these rows."""
-        done = int(self.done.sum())
-        good = int(self.good.sum())
+        done, good = int(self.done.sum()), int(self.good.sum())
         return {
             **{name: _statistics(values[self.done]) for name, values in self.latencies.items()},
             "throughput_rps": _rate(done, self.span_s),
@@ -148,16 +160,16 @@ class _Columns:
 
 def _met(
     latencies: Mapping[str, NDArray[np.float64]],
-    tenant: NDArray[np.object_],
+    table: Columns,
     slos: Mapping[str, SloTargets],
 ) -> NDArray[np.bool]:
     """Say for each request whether it met every target of its tenant; no latency breaks none."""
-    met = np.ones(len(tenant), dtype=bool)
+    met = np.ones(len(table), dtype=bool)
     for name, targets in slos.items():
         for metric, values in latencies.items():
             target = getattr(targets, metric)
             if target is not None:
-                met &= ~((tenant == name) & (values > target))
+                met &= ~(table.where("tenant", name) & (values > target))
     return met
 
 

@@ -30,11 +30,11 @@ from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from moesim.serving.columns import Columns, Table
 from moesim.serving.iterations import Floats
-from moesim.serving.records import REFUSED
+from moesim.serving.records import COMPLETED, REFUSED
 
 Kind = Literal["steady", "above capacity", "not settled", "too short"]
 
@@ -74,7 +74,7 @@ class Steady:
         return asdict(self)
 
 
-def steady_state(records: pd.DataFrame) -> Steady:
+def steady_state(records: Table) -> Steady:
     """Judge an open-loop run; refused requests do not count."""
     flow = _Flow.of(records)
     turnaround_s = flow.turnaround_s
@@ -85,7 +85,8 @@ def steady_state(records: pd.DataFrame) -> Steady:
             f"it takes {FEWEST}",
         )
     growth_per_s = flow.growth / flow.half_s if flow.half_s else 0.0
-    if flow.excess > CHANCE:
+    excess = flow.excess
+    if excess > CHANCE:
         return Steady(
             kind="above capacity",
             sentence=f"above capacity: the queue grows by {growth_per_s:.2g} req/s; "
@@ -93,7 +94,7 @@ def steady_state(records: pd.DataFrame) -> Steady:
             growth_per_s=growth_per_s,
         )
     cut = warmup(turnaround_s)
-    if cut is None or flow.excess > SUSPECT:
+    if cut is None or excess > SUSPECT:
         doubt = "turnaround still drifts halfway through" if cut is None else "the queue may grow"
         return Steady(
             kind="not settled",
@@ -145,18 +146,20 @@ class _Flow:
     finish_s: Floats
 
     @classmethod
-    def of(cls, records: pd.DataFrame) -> "_Flow":
+    def of(cls, records: Table) -> "_Flow":
         """Take all but refused requests."""
+        table = Columns.of(records)
         columns = {
-            name: records[name].to_numpy(dtype=float)
+            name: table[name].astype(float, copy=False)
             for name in ("arrival_s", "scheduled_s", "finish_s")
         }
-        never = np.flatnonzero(np.isnan(columns["finish_s"]))
-        refused = never[(records["outcome"].iloc[never] == REFUSED).to_numpy(dtype=bool)]
-        if refused.size:
-            columns = {name: np.delete(column, refused) for name, column in columns.items()}
-        order = np.argsort(columns["arrival_s"], kind="stable")
-        return cls(**{name: column[order] for name, column in columns.items()})
+        if table.value("outcome") != COMPLETED:
+            counts = np.asarray(table["outcome"] != REFUSED, dtype=bool)
+            columns = {name: column[counts] for name, column in columns.items()}
+        if (np.diff(columns["arrival_s"]) < 0).any():
+            order = np.argsort(columns["arrival_s"], kind="stable")
+            columns = {name: column[order] for name, column in columns.items()}
+        return cls(**columns)
 
     @property
     def completed(self) -> NDArray[np.bool]:

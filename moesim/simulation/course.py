@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from math import inf, sqrt
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from moesim.cost.iteration import Cost
 from moesim.requests import Request
+from moesim.serving.columns import Columns
 from moesim.serving.iterations import Iterations, iterations_from
 from moesim.serving.sequences import Sequence
 
@@ -26,8 +26,10 @@ class Stream:
     """The requests of one replica in order of arrival, and what became of each.
 
     `arrival_s` ends with infinity, so that there is always a next arrival. `total` are the tokens
-    in the KV cache when a request's last one is computed, `blocks` their blocks. The columns
-    `tenant` and `prefix` are empty where nobody asks for them.
+    in the KV cache when a request's last one is computed, `blocks` their blocks and `most_blocks`
+    the most that one needs. The columns
+    `tenant` and `prefix` are empty where nobody asks for them. All is `settled` when the last one
+    is served.
     """
 
     block_size: int
@@ -45,52 +47,60 @@ class Stream:
     preemptions: dict[int, int] = field(default_factory=dict)
     swaps: dict[int, int] = field(default_factory=dict)
     cached_tokens: dict[int, int] = field(default_factory=dict)
+    most_blocks: int = 0
+    settled: bool = False
+    _arrays: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
-        requests: pd.DataFrame,
+        requests: Columns,
         block_size: int,
         *,
         tenants: bool = False,
         prefixes: bool = False,
         priorities: Mapping[str, int] | None = None,
     ) -> "Stream":
-        """Take the requests of a frame (`arrival_s`, `prompt_tokens`, `output_tokens`).
+        """Take requests in columns (`arrival_s`, `prompt_tokens`, `output_tokens`).
 
         Where there is a column `delay_s` they arrive here so much later.
         """
-        prompt = requests["prompt_tokens"].to_numpy()
-        output = requests["output_tokens"].to_numpy()
+        prompt, output = requests["prompt_tokens"], requests["output_tokens"]
+        alike = None not in map(requests.value, ("prompt_tokens", "output_tokens"))
         total = prompt + output - 1
+        blocks = -(-total // block_size)
         count = len(requests)
-        arrival_s = requests["arrival_s"].to_numpy(dtype=np.float64)
+        arrival_s = requests["arrival_s"].astype(np.float64, copy=False)
         if "delay_s" in requests:
-            arrival_s = arrival_s + requests["delay_s"].to_numpy(dtype=np.float64)
+            arrival_s = arrival_s + requests["delay_s"]
         return cls(
             block_size=block_size,
             arrival_s=[*arrival_s.tolist(), inf],
-            prompt=prompt.tolist(),
-            output=output.tolist(),
-            total=total.tolist(),
-            blocks=(-(-total // block_size)).tolist(),
+            prompt=_listed(prompt, alike=alike),
+            output=_listed(output, alike=alike),
+            total=_listed(total, alike=alike),
+            blocks=_listed(blocks, alike=alike),
             tenant=requests["tenant"].tolist() if tenants else [],
             prefix=requests["prefix"].tolist() if prefixes else [],
             priorities=priorities or {},
             scheduled_s=[0.0] * count,
             first_token_s=[0.0] * count,
             finish_s=[0.0] * count,
+            most_blocks=int(blocks.max(initial=0)),
+            _arrays={"prompt": prompt.astype(float), "output": output.astype(float)},
         )
 
     def add(self, request: Request) -> int:
         """Take in a request that arrives now, and return its index."""
         index = len(self)
+        self._arrays.clear()
         self.arrival_s.insert(index, request.reaches_s)
         self.prompt.append(request.prompt_tokens)
         self.output.append(request.output_tokens)
         total = request.prompt_tokens + request.output_tokens - 1
         self.total.append(total)
         self.blocks.append(-(-total // self.block_size))
+        self.most_blocks = max(self.most_blocks, self.blocks[-1])
         self.tenant.append(request.tenant)
         self.prefix.append(request.prefix)
         for times in (self.scheduled_s, self.first_token_s, self.finish_s):
@@ -107,8 +117,23 @@ class Stream:
             sequence.prefix = self.prefix[index]
         return sequence
 
+    def column(self, name: str) -> NDArray[np.float64] | list[float]:
+        """Return a column of numbers: as an array, once, where it will not change any more."""
+        if name not in self._arrays:
+            values: list[float] = getattr(self, name)
+            if not self.settled:
+                return values
+            self._arrays[name] = np.fromiter(values, float, len(values))
+        return self._arrays[name]
+
     def __len__(self) -> int:
         return len(self.prompt)
+
+
+def _listed(sizes: NDArray[np.int64], *, alike: bool) -> list[int]:
+    """Return sizes as a list, of one number where they are alike."""
+    listed: list[int] = sizes[:1].tolist() * len(sizes) if alike else sizes.tolist()
+    return listed
 
 
 @dataclass(slots=True)

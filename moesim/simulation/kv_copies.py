@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
+from moesim.serving.columns import Columns
 from moesim.simulation.course import Copy
 from moesim.simulation.station import Station
 
@@ -14,13 +13,15 @@ def unshared_link(
     stations: Sequence[Station],
     copies: Mapping[str, Sequence[Copy]],
     loads: Mapping[str, Spans],
-    records: pd.DataFrame,
+    records: Columns,
 ) -> list[str]:
     """Warn where preempted blocks were copied on a device whose other slices used the link too.
 
     By how much they would be slowed down is not known before it happens, as it is for experts.
     """
-    missing = set(records.loc[records["expert_misses"] > 0, "replica"])
+    if not any(copies.values()):
+        return []
+    missing = set(records["replica"][records["expert_misses"] > 0])
 
     def on_link(name: str) -> bool:
         return bool(copies[name]) or name in missing or any(took_s for _, took_s in loads[name])

@@ -7,9 +7,9 @@ every iteration from the one that it entered in to the one that finished it, who
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 
 from moesim.cost.laden import LadenCost
+from moesim.serving.columns import Columns
 from moesim.serving.iterations import Floats, Iterations
 from moesim.simulation.shelf import copied_from
 from moesim.simulation.station import Station
@@ -19,18 +19,16 @@ ROUNDING = 1e-6
 
 
 def with_misses(
-    records: pd.DataFrame, stations: Sequence[Station], logs: Mapping[str, Iterations]
-) -> pd.DataFrame:
+    records: Columns, stations: Sequence[Station], logs: Mapping[str, Iterations]
+) -> Columns:
     """Return records whose `expert_misses` are filled in where experts wait in host memory."""
     copies = copies_of(stations, logs)
     if not copies:
         return records
-    names = records["replica"].to_numpy(dtype=object)
-    scheduled_s = records["scheduled_s"].to_numpy(dtype=float)
-    finish_s = records["finish_s"].to_numpy(dtype=float)
+    scheduled_s, finish_s = records["scheduled_s"], records["finish_s"]
     found = np.zeros(len(records), dtype=np.int64)
     for name, (start_s, each) in copies.items():
-        rows = np.flatnonzero((names == name) & ~np.isnan(finish_s))
+        rows = np.flatnonzero(records.where("replica", name) & ~np.isnan(finish_s))
         waited = _waited(start_s, each, scheduled_s[rows], finish_s[rows])
         found[rows] = np.floor(waited + 0.5 + ROUNDING).astype(np.int64)
     return records.assign(expert_misses=found)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from moesim.cost.iteration import Cost
 from moesim.requests import Request
-from moesim.serving.iterations import Iterations
+from moesim.serving.columns import Array, Columns
+from moesim.serving.iterations import Floats, Iterations
 from moesim.serving.kv_cache import KvCache, PrefixCache
 from moesim.serving.queues import queue_of
 from moesim.serving.records import COLUMNS, COMPLETED, REFUSED
@@ -113,24 +114,28 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What a replica made of its requests."""
+    """What a replica made of its requests; `table` are their records."""
 
-    records: pd.DataFrame
+    table: Columns
     log: Iterations
     usage: Usage
     basis: dict[str, str]
     copies: tuple[Copy, ...] = ()
     loads: tuple[tuple[float, float], ...] = ()
 
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row a request, the columns of `moesim.serving.records`."""
+        return self.table.frame
 
-def refused_of(replica: Replica, requests: pd.DataFrame) -> NDArray[np.bool]:
+
+def refused_of(replica: Replica, requests: Columns) -> NDArray[np.bool]:
     """Say for each request whether it can never be served; the rules are `refusal`'s."""
     limits, cache = replica.limits, replica.cache
     longest = min(limits.max_model_len, cache.num_blocks * cache.block_size + 1)
     if not limits.policy.chunked:
         longest = min(longest, limits.max_batched_tokens)
-    prompt = requests["prompt_tokens"].to_numpy()
-    output = requests["output_tokens"].to_numpy()
+    prompt, output = requests["prompt_tokens"], requests["output_tokens"]
     suspects: NDArray[np.bool] = (prompt < 1) | (output < 1) | (prompt + output > longest)
     for index in np.flatnonzero(suspects):
         suspects[index] = replica.refusal(int(prompt[index]), int(output[index])) is not None
@@ -138,40 +143,48 @@ def refused_of(replica: Replica, requests: pd.DataFrame) -> NDArray[np.bool]:
 
 
 def records_of(
-    replica: Replica, requests: pd.DataFrame, refused: NDArray[np.bool], stream: Stream
-) -> pd.DataFrame:
+    replica: Replica, requests: Columns, refused: NDArray[np.bool], stream: Stream
+) -> Columns:
     """Lay the stream's outcome out as a record table, refused requests among the others."""
-    count = len(requests)
-    served = ~refused
-    times = {}
-    for name in ("scheduled_s", "first_token_s", "finish_s"):
-        times[name] = np.full(count, np.nan)
-        times[name][served] = getattr(stream, name)
-    places = np.flatnonzero(served)
-    counts = {}
-    for name in ("preemptions", "cached_tokens", "swaps"):
-        counts[name] = np.zeros(count, dtype=np.int64)
-        for place, value in getattr(stream, name).items():
-            counts[name][places[place]] = value
-    prompt = requests["prompt_tokens"].to_numpy()
-    output = requests["output_tokens"].to_numpy()
-    details: NDArray[np.object_] | str = ""
-    if refused.any():
-        details = np.full(count, "", dtype=object)
-        for index in np.flatnonzero(refused):
-            details[index] = replica.refusal(int(prompt[index]), int(output[index]))
-    columns = {
-        "request_id": requests["request_id"].to_numpy(),
-        "tenant": requests["tenant"].array,
-        "model": requests["model"].array,
+    places = np.flatnonzero(~refused)
+    outcome: dict[str, Array | str | int] = {
         "replica": replica.name,
-        "arrival_s": requests["arrival_s"].to_numpy(),
-        **times,
-        "prompt_tokens": prompt,
-        "output_tokens": output,
-        **counts,
         "expert_misses": 0,
-        "outcome": np.where(refused, REFUSED, COMPLETED) if refused.any() else COMPLETED,
-        "detail": details,
+        "outcome": COMPLETED,
+        "detail": "",
     }
-    return pd.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
+    for name in ("scheduled_s", "first_token_s", "finish_s"):
+        outcome[name] = _at(places, np.asarray(stream.column(name)), len(refused))
+    for name in ("preemptions", "cached_tokens", "swaps"):
+        counted: dict[int, int] = getattr(stream, name)
+        outcome[name] = _counts(places, counted, len(refused)) if counted else 0
+    if len(places) < len(refused):
+        outcome["outcome"] = np.where(refused, REFUSED, COMPLETED).astype(object)
+        outcome["detail"] = _details(replica, requests, refused)
+    return requests.assign(**outcome).only(COLUMNS)
+
+
+def _at(places: NDArray[np.intp], stamps: Floats, count: int) -> Floats:
+    """Return stamps at their places among `count`, NaN elsewhere."""
+    if len(stamps) == count:
+        return stamps
+    found = np.full(count, np.nan)
+    found[places] = stamps
+    return found
+
+
+def _counts(places: NDArray[np.intp], counted: Mapping[int, int], count: int) -> Array:
+    """Return counts of some requests at their places among `count`, 0 elsewhere."""
+    found = np.zeros(count, dtype=np.int64)
+    for request, value in counted.items():
+        found[places[request]] = value
+    return found
+
+
+def _details(replica: Replica, requests: Columns, refused: NDArray[np.bool]) -> NDArray[np.object_]:
+    """Say of each refused request why it is."""
+    prompt, output = requests["prompt_tokens"], requests["output_tokens"]
+    details = np.full(len(refused), "", dtype=object)
+    for index in np.flatnonzero(refused):
+        details[index] = replica.refusal(int(prompt[index]), int(output[index]))
+    return details

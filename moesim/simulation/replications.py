@@ -31,12 +31,12 @@ from statistics import median, median_low
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from moesim.cost.profile import Profile
 from moesim.cost.residuals import resampled, streams
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario
+from moesim.serving.columns import Columns
 from moesim.serving.records import REFUSED
 from moesim.simulation.inputs import Inputs, load_inputs
 from moesim.simulation.run import Result, simulate
@@ -105,7 +105,7 @@ class Replications:
             **first,
             **(self._estimates(_middle) if self.runs else {}),
             "steady": {**first["steady"], "agreed": self._agreed(first["steady"]["kind"])},
-            "refusal": most_refused(self.first.records),
+            "refusal": most_refused(self.first.table),
             "replications": 1 + len(self.runs),
             "varied": self.varied if self.runs else None,
             "coverage": self.coverage,
@@ -141,7 +141,7 @@ def replicate(
     _check(replications)
     inputs = load_inputs(scenario, profiles)
     first = simulate(scenario, seed=seed, stepwise=stepwise, inputs=inputs)
-    count = replications or default_replications(len(first.records))
+    count = replications or default_replications(len(first.table))
     runs = []
     for index in range(1, count):
         progress(index, count)
@@ -157,12 +157,12 @@ def replicate(
     )
 
 
-def most_refused(records: pd.DataFrame) -> str | None:
+def most_refused(records: Columns) -> str | None:
     """Return why requests were refused most often, as told the first of them; None if none was.
 
     Reasons that differ in their numbers only are one.
     """
-    reasons = records.loc[records["outcome"] == REFUSED, "detail"].tolist()
+    reasons = records["detail"][records.where("outcome", REFUSED)].tolist()
     kinds = [NUMBER.sub("", reason) for reason in reasons]
     return reasons[kinds.index(Counter(kinds).most_common(1)[0][0])] if kinds else None
 

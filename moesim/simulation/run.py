@@ -15,8 +15,9 @@ from moesim.cost.curves import WEAKEST
 from moesim.cost.profile import Profile
 from moesim.deployment import ExpertRouter
 from moesim.errors import ScenarioError
-from moesim.requests import draw_requests, requests_from
+from moesim.requests import drawn, requests_from
 from moesim.scenario import Scenario
+from moesim.serving.columns import Columns, joined
 from moesim.serving.fairness import fairness
 from moesim.serving.iterations import Iterations
 from moesim.serving.metrics import SloTargets, summarise
@@ -39,11 +40,11 @@ from moesim.traffic.users import Users
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a simulation found."""
+    """What a simulation found; `table` are its records."""
 
     scenario: str
     seed: int
-    records: pd.DataFrame
+    table: Columns
     logs: Mapping[str, Iterations]
     copies: Mapping[str, tuple[Copy, ...]]
     loads: Mapping[str, tuple[tuple[float, float], ...]]
@@ -54,16 +55,21 @@ class Result:
     elapsed_s: float
     quality: Quality | None = None
 
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row a request in order of arrival, the columns of `moesim.serving.records`."""
+        return self.table.frame
+
     def metrics(self) -> dict[str, Any]:
         """Return `overall` and `tenants`, the verdict on the run, utilisation, basis, warnings."""
-        figures = summarise(self.records, self.slos, self.logs)
+        figures = summarise(self.table, self.slos, self.logs)
         return {
             "scenario": self.scenario,
             "seed": self.seed,
             "model_revision": MODEL_REVISION,
             **figures,
-            "fairness": fairness(self.records) if len(figures["tenants"]) > 1 else None,
-            "steady": steady_state(self.records).as_dict(),
+            "fairness": fairness(self.table) if len(figures["tenants"]) > 1 else None,
+            "steady": steady_state(self.table).as_dict(),
             "utilisation": {each.replica: self._share(each.busy_s) for each in self.usages},
             "reconfigurations": {
                 each.replica: {
@@ -98,10 +104,8 @@ class Result:
 
     def _share(self, seconds: float) -> float:
         """Return the share of the run that some seconds are."""
-        arrival_s = self.records["arrival_s"].to_numpy(dtype=float)
-        finish_s = self.records["finish_s"].to_numpy(dtype=float)
-        last_s = np.nanmax(finish_s, initial=-np.inf)
-        span_s = float(last_s - arrival_s.min())
+        last_s = np.nanmax(self.table["finish_s"], initial=-np.inf)
+        span_s = float(last_s - self.table["arrival_s"].min())
         return seconds / span_s if span_s > 0 else 0.0
 
 
@@ -123,24 +127,24 @@ def simulate(
     """
     started = time.perf_counter()
     inputs = inputs or load_inputs(scenario, profiles)
-    requests = draw_requests(scenario, seed, inputs.traces)
+    requests = drawn(scenario, seed, inputs.traces)
     stations = stations_of(scenario, inputs)
     found = _played(scenario, stations, requests, seed, stepwise=stepwise)
     tables, logs, copies, loads, usages, bases = [], {}, {}, {}, [], []
     for part in found:
-        tables.append(part.records)
+        tables.append(part.table)
         logs[part.usage.replica] = part.log
         copies[part.usage.replica] = part.copies
         loads[part.usage.replica] = part.loads
         usages.append(part.usage)
         bases.append(part.basis)
     del requests, found, part  # a million of them need not be held beside their records
-    records = with_misses(_in_order_of_arrival(tables), stations, logs)
+    table = with_misses(_in_order_of_arrival(tables), stations, logs)
     basis = _weakest(bases)
     return Result(
         scenario=scenario.name,
         seed=seed,
-        records=records,
+        table=table,
         logs=logs,
         copies=copies,
         loads=loads,
@@ -149,7 +153,7 @@ def simulate(
         warnings=(
             *_warnings(inputs.profiles, basis),
             *assumed(scenario, inputs.device),
-            *unshared_link(stations, copies, loads, records),
+            *unshared_link(stations, copies, loads, table),
         ),
         slos=scenario.slos,
         elapsed_s=time.perf_counter() - started,
@@ -160,7 +164,7 @@ def simulate(
 def _played(
     scenario: Scenario,
     stations: Sequence[Station],
-    requests: pd.DataFrame,
+    requests: Columns,
     seed: int,
     *,
     stepwise: bool,
@@ -169,7 +173,7 @@ def _played(
     gateway = gateway_of(scenario, seed)
     handed = _handed(scenario, stations)
     if gateway and not handed:
-        requests = gateway.all_sent(requests)
+        requests = Columns.of(gateway.all_sent(requests.frame))
     dealing = Dealing(scenario, stations, requests)
     on_stage = [
         place
@@ -250,18 +254,18 @@ def _handed(scenario: Scenario, stations: Sequence[Station]) -> frozenset[str]:
         found = beside
 
 
-def _in_order_of_arrival(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def _in_order_of_arrival(tables: list[Columns]) -> Columns:
     """Merge record tables, emptying the list: a million requests need not be held twice."""
     parts = [table for table in tables if len(table)]
     tables.clear()
     if not parts:
         raise ScenarioError("no request arrives; make duration_s longer or think times shorter")
-    merged = parts[0] if len(parts) == 1 else pd.concat(parts)
-    if len(parts) == 1 and (np.diff(merged["arrival_s"].to_numpy()) >= 0).all():
+    merged = joined(parts)
+    if len(parts) == 1 and (np.diff(merged["arrival_s"]) >= 0).all():
         return merged
     parts.clear()
     # Requests of the same instant were numbered in order.
-    return merged.sort_values(["arrival_s", "request_id"], ignore_index=True)
+    return merged.take(np.lexsort([merged["request_id"], merged["arrival_s"]]))
 
 
 def _weakest(bases: list[dict[str, str]]) -> dict[str, str]:

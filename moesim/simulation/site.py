@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from math import inf
 
-import pandas as pd
 import simpy
 
 from moesim.requests import Request
+from moesim.serving.columns import Table
 from moesim.simulation.crowd import Activity
 from moesim.simulation.intake import Intake
 from moesim.simulation.neighbours import Neighbours
@@ -31,14 +31,14 @@ class Site:
         env: simpy.Environment,
         station: Station,
         *,
-        known: Sequence[pd.DataFrame] | None = None,
+        known: Sequence[Table] | None = None,
         neighbours: Neighbours | None = None,
     ) -> None:
-        frames: Sequence[pd.DataFrame | None] = known or [None for _ in station.replicas]
+        tables: Sequence[Table | None] = known or [None for _ in station.replicas]
         self._env = env
         self._models = {model: place for place, model in enumerate(station.models)}
         self._intakes = [
-            Intake(replica, frame) for replica, frame in zip(station.replicas, frames, strict=True)
+            Intake(replica, table) for replica, table in zip(station.replicas, tables, strict=True)
         ]
         self._core = engaged(station, self._intakes)
         if isinstance(self._core, Worker):

@@ -11,10 +11,10 @@ from typing import Protocol
 from zlib import crc32
 
 import numpy as np
-import pandas as pd
 import simpy
 
 from moesim.requests import Request
+from moesim.serving.columns import Table
 from moesim.simulation.crowd import Crowd
 from moesim.simulation.dispatch import DISPATCHERS, Dispatcher
 from moesim.simulation.gateway import Gateway
@@ -52,7 +52,7 @@ class Stage:
     def __init__(
         self,
         stations: Sequence[Station],
-        known: Mapping[int, Sequence[pd.DataFrame]],
+        known: Mapping[int, Sequence[Table]],
         *,
         dispatchers: Mapping[str, str],
         gateway: Gateway | None = None,

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-import pandas as pd
-
+from moesim.serving.columns import Table
 from moesim.simulation.course import Course
 from moesim.simulation.crowd import Crowd
 from moesim.simulation.intake import Intake
@@ -42,7 +41,7 @@ def engaged(station: Station, intakes: Sequence[Intake]) -> Worker | Turns:
     return Turns(workers, station.rules, shelves) if station.rules else workers[0]
 
 
-def serve(replica: Replica, requests: pd.DataFrame) -> Served:
+def serve(replica: Replica, requests: Table) -> Served:
     """Serve an open-loop stream that nothing outside can disturb."""
     intake, course = Intake(replica, requests), Course()
     for _ in course_of(replica, intake.stream, course):
@@ -50,14 +49,14 @@ def serve(replica: Replica, requests: pd.DataFrame) -> Served:
     return intake.served(course)
 
 
-def serve_alone(station: Station, requests: Sequence[pd.DataFrame]) -> list[Served]:
+def serve_alone(station: Station, requests: Sequence[Table]) -> list[Served]:
     """Serve open-loop streams, one a model, that nothing outside can disturb."""
     if station.rules is None:
         return [serve(station.replicas[0], requests[0])]
     return serve_in_turns(station, requests)
 
 
-def serve_in_turns(station: Station, requests: Sequence[pd.DataFrame]) -> list[Served]:
+def serve_in_turns(station: Station, requests: Sequence[Table]) -> list[Served]:
     """Serve open-loop streams, one a model, that nothing outside can disturb."""
     intakes = [
         Intake(replica, frame) for replica, frame in zip(station.replicas, requests, strict=True)

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from heapq import merge
 
-import pandas as pd
 import simpy
 
 from moesim.cost.iteration import Cost
 from moesim.requests import Request, requests_from
+from moesim.serving.columns import Columns, Table
 from moesim.serving.records import Ledger, Record
 from moesim.serving.sequences import Sequence as Running
 from moesim.serving.turns import Moment, Standing, next_turn
@@ -38,7 +38,7 @@ class Stepper:
         env: simpy.Environment,
         station: Station,
         *,
-        known: Sequence[pd.DataFrame] | None = None,
+        known: Sequence[Table] | None = None,
         neighbours: Neighbours | None = None,
     ) -> None:
         self._env = env
@@ -251,7 +251,7 @@ class _Counter:
         self._usage.reconfigurations = len(self.loads)
         self._usage.reconfiguring_s = sum(duration_s for _, duration_s in self.loads)
         return Served(
-            records=self._ledger.frame(),
+            table=Columns.of(self._ledger.frame()),
             log=self._ledger.log(),
             usage=self._usage,
             basis=self._replica.cost.basis(),
@@ -267,7 +267,7 @@ class _Counter:
         usage.peak_running = max(usage.peak_running, len(self.scheduler.running))
 
 
-def step_through(station: Station, requests: Sequence[pd.DataFrame]) -> list[Served]:
+def step_through(station: Station, requests: Sequence[Table]) -> list[Served]:
     """Serve open-loop streams, one a model, iteration by iteration."""
     env = simpy.Environment(initial_time=0.0)
     stepper = Stepper(env, station, known=requests)
