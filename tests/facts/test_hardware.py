@@ -120,6 +120,18 @@ def test_all_reduces_over_pcie_are_slower_than_pcie(gpu: Device) -> None:
         assert durations == sorted(durations)
 
 
+@pytest.mark.parametrize("name", ["l40s-48gb", "a100-pcie-80gb"])
+def test_groups_over_pcie_4_are_those_over_pcie_5_at_half_the_rate(name: str) -> None:
+    """As their files say: of four and eight, with as long a latency and as far off."""
+    faster = load_device("rtx-pro-6000-96gb").all_reduce
+    for ranks in (4, 8):
+        own, other = load_device(name).all_reduce[ranks], faster[ranks]
+        assert own.typical_error == other.typical_error
+        for line, twice in ((own.short, other.short), (own.long, other.long)):
+            assert line.latency_s == twice.latency_s
+            assert line.bytes_per_s == pytest.approx(twice.bytes_per_s / 2)
+
+
 def test_a_cpu_has_no_links() -> None:
     """Nothing is made up."""
     cpu = load_device("cpu-2core")

@@ -12,6 +12,8 @@ from math import exp, log
 from moesim.evidence.accuracy.costs import Costs, Slower
 from moesim.evidence.accuracy.course import Course, of_course, simulated
 from moesim.evidence.accuracy.experiments import Figure
+from moesim.evidence.accuracy.paces import Settings, with_prompts
+from moesim.evidence.accuracy.predictions import settings_of
 
 STEP = 1.1
 """By which factor each thing is changed."""
@@ -49,18 +51,29 @@ class Cause:
         return f"{self.suspect} (moves the figure {moves:.2f} % per %{by}); {self.batch}"
 
 
-def cause_of(figure: Figure, predicted: float, costs: Costs) -> Cause:
-    """Return what a figure hangs on."""
-    experiment = figure.experiment
+def cause_of(
+    figure: Figure, predicted: float, costs: Costs, settings: Settings | None = None
+) -> Cause:
+    """Return what a figure hangs on, near the likeliest settings that it is predicted with.
 
-    def after(slower: Slower | None, memory: float) -> Course:
-        return simulated(experiment, costs, slower=slower, memory=memory)
+    Where requests come by a clock an engine with another pace has another batch.
+    """
+    setting = (settings or settings_of(figure, costs)).likeliest
+    experiment = with_prompts(figure.experiment, setting.prompt_tokens)
 
-    course = after(None, 1.0)
+    def after(slower: Slower, memory: float) -> Course:
+        return simulated(
+            experiment,
+            costs,
+            slower=slower.times(setting.pace),
+            memory=memory * setting.memory,
+        )
+
+    course = after(Slower(), 1.0)
     before = of_course(figure, course)
     changed = {name: of_course(figure, after(slower, 1.0)) for name, slower in PARTS.items()}
     if not experiment.workload.together:
-        changed[MEMORY] = of_course(figure, after(None, 1 / STEP))
+        changed[MEMORY] = of_course(figure, after(Slower(), 1 / STEP))
     moves = {name: log(value / before) / log(STEP) for name, value in changed.items()}
     suspect = max(moves, key=lambda name: abs(moves[name]))
     return Cause(

@@ -16,8 +16,10 @@ bench/build/tuning.py (Apache-2.0); the MLPerf v4.1 logs' settings; vLLM's and S
 MLPerf's entries cannot have set room aside for answers of 1,024 tokens each: 300 would fit where
 the logs' latencies at their rates say 650. Here they set aside what answers really need, which
 nearly comes to the same as admitting whoever fits, and is forty times as fast to simulate.
-Static batches of vLLM are those of 2024, whose host did not work beside the device, and those of
-TensorRT-LLM without a version those of its Python session of that year.
+Static batches of vLLM without a version are those of 2024, as are versions before 0.6: their host
+did not work beside the device (blog.vllm.ai, 5 September 2024). Those of TensorRT-LLM without a
+version are those of its Python session of that year; its servers without a version are of 2025
+(InferenceMAX's), when they had the PyTorch backend.
 TensorRT-LLM builds engines of FP8 weights with an FP8 KV cache; its blocks are of 64 tokens, 32 in
 the PyTorch backend of 1.0.
 """
@@ -44,6 +46,12 @@ positions (docs/source/reference/memory.md) has 224 MiB: six make 199 if that en
 
 TABLE_UNTIL = (0, 14)
 """The last version whose trtllm-bench takes the size of engines from a table."""
+
+VLLM_FASTER_FROM = (0, 6)
+"""The first version of vLLM whose host was made to work beside the device."""
+
+TORCH_FROM = (1, 0)
+"""The first version whose backend is PyTorch, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +91,10 @@ def engine_of(software: str, scenario: str) -> Engine:
     if "gpt-fast" in name:
         return _static("gpt-fast", None)
     if name.startswith("vllm"):
+        old = _version(name, (0, 0)) < VLLM_FASTER_FROM
         return Engine(
             name="vLLM",
-            host=VLLM_2024 if scenario == "static_batch" else None,
+            host=VLLM_2024 if old and scenario == "static_batch" else None,
             policy=POLICIES["chunked_prefill"],
             block_size=16,
             kv_share=0.90,
@@ -106,6 +115,12 @@ def engine_of(software: str, scenario: str) -> Engine:
     raise UnknownRowError(f"software {software or '(none)'} is not modelled")
 
 
+def _version(name: str, otherwise: tuple[int, int]) -> tuple[int, int]:
+    """Return the first two numbers of a version in a name, something else where there is none."""
+    found = re.search(r"(\d+)\.(\d+)", name)
+    return (int(found[1]), int(found[2])) if found else otherwise
+
+
 def _tensorrt(name: str, scenario: str) -> Engine:
     if scenario.startswith("static"):
         static = _static("TensorRT-LLM, static batch", "fp8")
@@ -114,9 +129,8 @@ def _tensorrt(name: str, scenario: str) -> Engine:
         old = re.search(r"\b0\.9\b", name)
         return replace(static, gathered=XQA_0_9) if old else static
     mlperf = scenario.startswith("mlperf")
-    found = re.search(r"(\d+)\.(\d+)", name)
-    version = (int(found[1]), int(found[2])) if found else TABLE_UNTIL
-    torch = not mlperf and version >= (1, 0)
+    version = _version(name, TORCH_FROM)
+    torch = not mlperf and version >= TORCH_FROM
     return Engine(
         name="TensorRT-LLM, MLPerf" if mlperf else "TensorRT-LLM",
         policy=POLICIES["no_evict"] if mlperf else POLICIES["no_evict_chunked"],

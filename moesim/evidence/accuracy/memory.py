@@ -14,12 +14,18 @@ from moesim.facts.precision import FORMATS
 from moesim.units import GIB
 
 USABLE_GIB = {
+    "a100-pcie-80gb": 79.15,
     "a100-sxm-40gb": 39.39,
     "a100-sxm-80gb": 79.15,
+    "gh200-96gb": 94.50,
+    "h100-nvl-94gb": 93.10,
     "h100-sxm-80gb": 79.10,
     "h200-sxm-141gb": 139.72,
+    "l40s-48gb": 44.42,
 }
-"""What CUDA reports as a device's memory, as its out-of-memory messages quote it [GiB]."""
+"""What CUDA reports as a device's memory, as its out-of-memory messages quote it [GiB]; the A100
+over PCIe has the same modules as the SXM, and is quoted with 79.1 to 79.35. Of others all of their
+memory is taken."""
 
 CONTEXT_BYTES = round(0.76 * GIB)
 """A CUDA context with an engine's kernels on each device: what TensorRT-LLM's log of an H100 leaves

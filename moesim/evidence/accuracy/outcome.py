@@ -16,7 +16,7 @@ from moesim.evidence.accuracy.costs import Costs
 from moesim.evidence.accuracy.experiments import Figure, understood
 from moesim.evidence.accuracy.factors import with_factors
 from moesim.evidence.accuracy.paces import Fit, fitted_paces, paces_of
-from moesim.evidence.accuracy.predictions import Prediction, Told, predicted
+from moesim.evidence.accuracy.predictions import Paces, Prediction, Told, predicted
 from moesim.evidence.accuracy.routing import RoutedCosts
 from moesim.evidence.accuracy.served import found_on
 from moesim.evidence.accuracy.table import Row, read_table
@@ -57,7 +57,8 @@ class Accuracy:
 
     `rows` has a row for each figure: the table's own columns, `measured`, `predicted`, `low`,
     `high`, `error`, `inside`, the same by the roofline alone, and with the cross-validated factor
-    (`moesim.evidence.accuracy.factors`). `judged` is false where something was fitted on the row.
+    (`moesim.evidence.accuracy.factors`). `judged` is false where something was fitted on the
+    row, or it is the load that was asked for.
     """
 
     table: str
@@ -67,6 +68,7 @@ class Accuracy:
     left_out: Counter[str]
     fits: tuple[Fit, ...]
     costs: Costs
+    paces: Paces
     profiles: Mapping[str, str]
     elapsed_s: float
 
@@ -111,7 +113,7 @@ def accuracy(
                 found,
                 plain.predictions.get(figure),
                 profiles,
-                figure not in on and not found_on(figure.row),
+                figure not in on and not found_on(figure.row) and not is_load(figure),
             )
             for figure, found in own.predictions.items()
         ],
@@ -125,6 +127,7 @@ def accuracy(
         left_out=known.left_out + own.left_out,
         fits=fits,
         costs=costs,
+        paces=paces,
         profiles=profiles,
         elapsed_s=time.perf_counter() - started,
     )
@@ -190,6 +193,12 @@ def _row(
         "scales": not workload.timed and not workload.paced,
         "judged": judged,
     }
+
+
+def is_load(figure: Figure) -> bool:
+    """Say whether a figure is the load itself: MLPerf's servers have the rate that was sent."""
+    workload = figure.experiment.workload
+    return workload.paced and workload.timed and figure.metric.kind == "rate"
 
 
 def _judged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -82,8 +82,11 @@ class Fit:
 
 
 def entry_of(figure: Figure) -> str:
-    """Return what the runs of one entry have in common: the folder of their logs."""
-    return figure.row.source.rpartition("/")[0]
+    """Return what the runs of one entry have in common: the folder of their logs.
+
+    A source that names no folder is an entry of its own.
+    """
+    return figure.row.source.rpartition("/")[0] or figure.row.source
 
 
 def fitted_paces(figures: Sequence[Figure], costs: Costs) -> tuple[Fit, ...]:
@@ -118,13 +121,15 @@ def _fit(model: str, device: str, figures: Sequence[Figure], costs: Costs) -> Fi
         for figure in figures
         if figure.metric.of == "output_tokens" and not figure.experiment.workload.timed
     ]
-    try:
-        entries = {entry_of(figure): _settings(figure, costs) for figure in offline}
-    except UnknownRowError:
-        return None
+    entries, settled = {}, set()
+    for figure in offline:
+        try:
+            entries[entry_of(figure)] = _settings(figure, costs)
+        except UnknownRowError:
+            continue  # it cannot have run so: no row of it is predicted
+        settled.add((figure.experiment, entry_of(figure)))
     if not entries:
         return None
-    settled = {(figure.experiment, entry_of(figure)) for figure in offline}
     used = (each for each in figures if (each.experiment, entry_of(each)) in settled)
     return Fit(model=model, device=device, entries=entries, figures=tuple(used))
 

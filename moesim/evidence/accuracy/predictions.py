@@ -28,6 +28,9 @@ from moesim.simulation.replications import COVERAGE
 Told = Callable[[float, str], None]
 """Told the share done, and what is being done."""
 
+UNDEFINED = "answers of one token have no time per token"
+"""Why there is no such figure of a simulated run."""
+
 DRAWS = 3
 """Arrivals drawn for a server's run."""
 
@@ -67,9 +70,13 @@ def predicted(
     for place, ((experiment, _, settings), its) in enumerate(together.items()):
         told(place / len(together), what)
         try:
-            found |= _figures(experiment, its, costs, settings)
+            known = _figures(experiment, its, costs, settings)
         except UnknownRowError as reason:
             left_out[str(reason)] += len(its)
+            continue
+        found |= known
+        if len(known) < len(its):
+            left_out[UNDEFINED] += len(its) - len(known)
     return Predicted(predictions=found, left_out=left_out)
 
 
@@ -126,9 +133,7 @@ def _simulated_again(
     Near saturation other arrivals make another tail: the likeliest is the median of some draws.
     """
     draws = (1, 1 if settings is None else DRAWS, 1)
-    if settings is None:
-        prompt, factors = experiment.workload.prompt_tokens, levels_of(figures[0], costs)
-        settings = Settings(*(Setting(prompt, factor, 1.0) for factor in factors))
+    settings = settings or settings_of(figures[0], costs)
     courses = [
         [
             simulated(
@@ -148,6 +153,12 @@ def _simulated_again(
         flat = [value for values in drawn for value in values]
         found[figure] = [min(flat), median(drawn[1]), max(flat)]
     return found
+
+
+def settings_of(figure: Figure, costs: Costs) -> Settings:
+    """Return the settings of a row without a pace of its own: the factors' middle and ends."""
+    prompt = figure.experiment.workload.prompt_tokens
+    return Settings(*(Setting(prompt, factor, 1.0) for factor in levels_of(figure, costs)))
 
 
 def levels_of(figure: Figure, costs: Costs) -> tuple[float, float, float]:

@@ -2,9 +2,9 @@
 
 Simulated users all ask at once in the beginning, and an engine has a seat for each. Real ones may
 begin one by one, so that nobody's prompt is in the way of another's. And an engine may have a seat
-less than there are users: then one of them always waits, and by Little's law each request on
-average a share of one in the users of the time that an answer takes. (Times of TensorRT-LLM 1.0
-with eight users grow in proportion to answers, by just that.)
+less than there are users, if these are several: then one of them always waits, and by Little's law
+each request on average a share of one in the users of the time that an answer takes. (Times of
+TensorRT-LLM 1.0 with eight users grow in proportion to answers, by just that.)
 """
 
 from moesim.evidence.accuracy.course import Course
@@ -19,5 +19,6 @@ def reach(figure: Figure, course: Course) -> tuple[float, float] | None:
     records = course.records
     first_s = records["first_token_s"] - records["arrival_s"]
     turnaround_s = records["finish_s"] - records["arrival_s"]
-    most_s = float(first_s.mean() + turnaround_s.mean() / users)
+    seat_s = turnaround_s.mean() / users if users > 1 else 0.0
+    most_s = float(first_s.mean() + seat_s)
     return float(first_s.min()) * figure.metric.per_second, most_s * figure.metric.per_second

@@ -7,11 +7,12 @@ judged (`FOUND_ON`), and checked on all others:
 |---|---|---|
 | the host of vLLM in 2024 | Llama 3 8B on H100, 128 tokens | other models, A100, GH200 |
 | the host of TensorRT-LLM's Python session | the same | the same |
-| attention of TensorRT-LLM 0.9 | Mistral 7B on H100 | Mistral 7B on H200, A100 and L40S |
+| attention of TensorRT-LLM 0.9 | Mistral 7B on H100 | Mistral 7B on H200 and A100 |
 
 A host's time is what an iteration takes beyond its kernels: scheduling, the inputs, launches,
 sampling and detokenising, and telling the workers of a group (blog.vllm.ai, 5 September 2024, finds
-62 % of the time of Llama 3 8B on an H100 there).
+62 % of the time of Llama 3 8B on an H100 there). The attention is no slower on L40S, whose memory
+takes longer to read keys and values once than its cache does four times.
 """
 
 from dataclasses import dataclass

@@ -57,8 +57,9 @@ ASSUMED = (
     "percentiles of the logs, prompts of 650, 300 and 190 tokens, reckoned from what the three "
     "data sets are and good to 13 % (the interval has longer and shorter ones). An entry's server "
     "run is predicted with the pace of its own offline run; rates are those of a long run without "
-    "its beginning and its end. Near saturation a few per cent of capacity decide whether 400 or "
-    "650 requests are in flight, and tails of times to the first token are as the arrivals fall.",
+    "its beginning and its end; servers' rates are the load, and not judged. "
+    "Near saturation a few per cent of capacity decide whether 400 or 650 requests are in flight, "
+    "and tails of times to the first token are as the arrivals fall.",
     "Static batches: all prompts in one pass, then all answers to their end. Closed loops: ten "
     "requests a user, InferenceMAX's with lengths from 0.8 of those named to those named. vLLM and "
     "SGLang at their defaults.",
@@ -155,7 +156,7 @@ def row_cells(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
         number(row["measured"]),
         number(row["predicted"]),
         f"{number(row['low'])} to {number(row['high'])}",
-        signed(row["error"]) + ("" if row["judged"] else " (fitted on)"),
+        signed(row["error"]) + ("" if row["judged"] else " (not judged)"),
         signed(row["roofline_error"]),
         number(row["fitted"]),
         signed(row["fitted_error"]),

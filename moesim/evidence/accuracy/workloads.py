@@ -52,6 +52,9 @@ COPIES = re.compile(r"LLM-Inference-Bench.* TensorRT-LLM")
 """Whose batches are copies of one prompt: Argonne's of TensorRT-LLM (github.com/argonne-lcf,
 TensorRT-LLM/A100/Benchmarking_Throughput/run.py), while its vLLM gets random ones and samples."""
 
+WHOLE = r"(?!\w|[.,-]\d)"
+"""After a number: that is all of it, not the first digits of 1,024, 16.5, 8-64 or 1e3."""
+
 SERVER_S = 2400.0
 """How long MLPerf's server runs go on (`min_duration` in the entries' user.conf) [s]. Shorter ones
 would miss the rare times when the batch is full."""
@@ -98,7 +101,7 @@ class Workload:
         return replace(
             self,
             users=None if users is None else users // replicas,
-            requests=self.requests // replicas if divided else self.requests,
+            requests=max(1, self.requests // replicas) if divided else self.requests,
             rate_per_s=None if rate is None else rate / replicas,
         )
 
@@ -135,7 +138,7 @@ def requests_of(workload: Workload, seed: int) -> pd.DataFrame:
         arrival_s = rng.exponential(1 / workload.rate_per_s, count).cumsum()
     if workload.paced:
         prompts = mixtral_prompts(rng.permutation(count)) * workload.prompt_tokens / MIXTRAL_PROMPT
-        prompt = np.rint(prompts).astype(np.int64)
+        prompt = np.maximum(np.rint(prompts), 1).astype(np.int64)
         output = mixtral_answers(rng.permutation((np.arange(count) + 0.5) / count))
         arrival_s *= count / (workload.rate_per_s * arrival_s[-1]) if workload.rate_per_s else 1.0
     else:
@@ -165,7 +168,7 @@ def _drawn(
 def _static(row: Row) -> Workload:
     prompt, output = _lengths(row)
     return Workload(
-        requests=_count(row, r"batch (\d+)"),
+        requests=_count(row, rf"batch (\d+){WHOLE}"),
         prompt_tokens=prompt,
         output_tokens=output,
         together=True,
@@ -181,7 +184,7 @@ def _at_once(row: Row) -> Workload:
 
 def _users(row: Row) -> Workload:
     prompt, output = _lengths(row)
-    users = _count(row, r"(?:concurrency(?:/batch)?|batch) (\d+)")
+    users = _count(row, rf"(?:concurrency(?:/batch)?|batch) (\d+){WHOLE}")
     return Workload(
         requests=ROUNDS * users,
         prompt_tokens=prompt,
@@ -200,9 +203,8 @@ def _online(row: Row) -> Workload:
     prompt, output = _lengths(row)
     if re.search(r"conc(?:urrency)? \d", row.load):
         raise UnknownRowError("both a rate and a limit of concurrency are given")
-    number = re.search(r"\bn (\d+)", row.load)
-    requests = int(number[1]) if number else ONLINE
-    if re.search(r"rate inf", row.load):
+    requests = _count(row, rf"\bn (\d+){WHOLE}") if re.search(r"\bn \d", row.load) else ONLINE
+    if re.search(r"\brate inf\b", row.load):
         return Workload(requests=requests, prompt_tokens=prompt, output_tokens=output)
     return Workload(
         requests=requests,
@@ -258,7 +260,8 @@ def _count(row: Row, pattern: str) -> int:
 
 
 def _rate(row: Row) -> float:
-    found = re.search(r"(?:rate (\d+\.?\d*))|(?:(\d+\.?\d*) req/s)", row.load)
+    number = r"(\d+(?:\.\d*)?)"
+    found = re.search(rf"\brate {number}{WHOLE}|(?<![\w.,-]){number} req/s", row.load)
     if not found or not float(found[1] or found[2]):
         raise UnknownRowError(f"load {row.load or '(none)'} does not say at what rate")
     return float(found[1] or found[2])

@@ -41,7 +41,7 @@ def worst(found: Accuracy, count: int = SHOWN) -> list[Worst]:
         seen.add(figure.experiment)
         factored = bool(pd.notna(row["fitted_error"]))
         value = row["fitted"] if factored else row["predicted"]
-        cause = cause_of(figure, float(value), found.costs)
+        cause = cause_of(figure, float(value), found.costs, found.paces.get(figure))
         shown.append(Worst(row=row, error=float(left[index]), factored=factored, cause=cause))
         if len(shown) == count:
             break

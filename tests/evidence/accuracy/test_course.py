@@ -14,10 +14,11 @@ from moesim.evidence.accuracy.costs import Costs, Slower, SlowerCost
 from moesim.evidence.accuracy.course import simulated
 from moesim.evidence.accuracy.engines import engine_of
 from moesim.evidence.accuracy.experiments import Experiment, Figure, System, figure_of
-from moesim.evidence.accuracy.memory import kv_blocks
+from moesim.evidence.accuracy.memory import kv_blocks, usable_bytes
 from moesim.evidence.accuracy.metrics import metric_of, value_of
 from moesim.evidence.accuracy.names import UnknownRowError
 from moesim.evidence.accuracy.workloads import Workload, requests_of
+from moesim.facts.catalog import load_device
 from moesim.serving.kv_cache import KvCache
 from moesim.serving.policies import POLICIES
 from moesim.serving.scheduling import Limits
@@ -135,6 +136,14 @@ def test_the_cache_is_what_memory_leaves() -> None:
     assert blocks == pytest.approx(free / (64 * 131_072 / 2 / 2), rel=2e-3)
     halved = replace(system, precision=replace(system.precision, kv="bf16"))
     assert kv_blocks(halved, engine, 1, 1) == pytest.approx(blocks / 2, abs=1)
+
+
+def test_devices_of_published_rows_have_less_than_their_memory() -> None:
+    """CUDA keeps part of it: what is left is quoted by its out-of-memory messages."""
+    devices = ("a100-pcie-80gb", "gh200-96gb", "h100-nvl-94gb", "l40s-48gb")
+    for name in devices:
+        whole = load_device(name).memory_bytes
+        assert 0.98 * whole < usable_bytes(name) < 0.995 * whole
 
 
 def test_logits_take_room_on_every_rank() -> None:

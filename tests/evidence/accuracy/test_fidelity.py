@@ -55,7 +55,7 @@ def test_users_with_lengths_of_their_own_do_not_keep_step() -> None:
 
 @published
 def test_an_older_engine_needs_one() -> None:
-    """TensorRT-LLM 0.14 with Mixtral on H100, each pair of lengths by the others' factor."""
+    """TensorRT-LLM 0.14 with Mixtral, each pair of lengths by the others' factor."""
     rows = _judged(source="v0.14", gpu="H100", model="Mixtral")
     sixteen = figures_of(rows[rows["precision"] == "FP16"])
     eight = figures_of(rows[rows["precision"] == "FP8"])
@@ -64,15 +64,18 @@ def test_an_older_engine_needs_one() -> None:
     assert eight["fitted_mape"] < 0.09
     assert abs(figures_of(rows)["fitted_bias"]) < 0.02
     assert 0.8 < figures_of(rows)["fitted_hit"] < 0.97
+    older = figures_of(_judged(source="v0.14", gpu="A100-SXM", model="Mixtral"))
+    assert older["mape"] < 0.07
+    assert older["fitted_mape"] < 0.05
+    assert abs(older["fitted_bias"]) < 0.02
 
 
 @published
 def test_a_server_run_follows_from_the_offline_run_of_its_machine() -> None:
     """MLPerf v4.1, Mixtral on NVIDIA's eight H100, with prompts as reckoned."""
     rows = _judged(source="closed/NVIDIA/DGX-H100", model="mixtral")
-    assert len(rows) == 17
+    assert len(rows) == 15  # the two rates are the load
     error = rows.set_index("metric")["error"].abs()
-    assert error["output_tokens_per_s"] < 0.01
     assert error["tpot_mean_ms"] < 0.12
     assert error["tpot_p99_ms"] < 0.12
     assert error["ttft_p50_ms"] < 0.10

@@ -163,7 +163,7 @@ def test_nothing_chosen_is_said(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     path = _table(tmp_path / "t.csv", slower=1.1)
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    _written(path, [*rows, _row("L40S", 128, 128, 1.0), _row("L40S", 128, 256, 1.0)])
+    _written(path, [*rows, _row("L4-24GB", 128, 128, 1.0), _row("L4-24GB", 128, 256, 1.0)])
     runner = CliRunner()
     report = tmp_path / "a.md"
     told = runner.invoke(
@@ -172,14 +172,23 @@ def test_the_command(tmp_path: Path) -> None:
     assert told.exit_code == 0
     assert "6 of 8 rows predicted" in told.output
     assert "Datasheet rooflines, nothing measured" in told.output
-    assert "2  gpu L40S is not known" in told.output
+    assert "2  gpu L4-24GB is not known" in told.output
     text = report.read_text()
-    assert "| 2 | gpu L40S is not known |" in text
+    assert "| 2 | gpu L4-24GB is not known |" in text
     assert text.count("| Mixtral-8x7B |") == 6 + 6 + 1  # the worst, all, and their sum
     printed = runner.invoke(app, ["accuracy", str(path), "--profile", "roofline", "--json"])
     content = json.loads(printed.output)
     assert len(content["rows"]) == 6
-    assert content["left_out"] == {"gpu L40S is not known": 2}
+    assert content["left_out"] == {"gpu L4-24GB is not known": 2}
+
+
+def test_every_row_is_predicted_or_left_out_for_a_reason(tmp_path: Path) -> None:
+    """Answers of one token have no time per token."""
+    path = tmp_path / "t.csv"
+    _written(path, [_row("H100-SXM-80GB", 128, 1, 1.0) | {"metric": "tpot_mean_ms"}])
+    found = accuracy(path, Choice(), profile="roofline")
+    assert len(found.rows) == 0
+    assert found.left_out == {"answers of one token have no time per token": 1}
 
 
 def test_the_page_has_every_row(tmp_path: Path) -> None:

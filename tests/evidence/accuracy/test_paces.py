@@ -5,6 +5,7 @@ from statistics import median
 
 import pytest
 
+from moesim.evidence.accuracy.causes import cause_of, limit_of
 from moesim.evidence.accuracy.costs import Costs, Slower
 from moesim.evidence.accuracy.course import of_course, simulated
 from moesim.evidence.accuracy.experiments import Figure, figure_of
@@ -84,6 +85,35 @@ def test_a_server_run_has_the_pace_of_its_machine(fit: Fit) -> None:
     ]
     assert found[figure].value == pytest.approx(median(own))
     assert found[figure].low < min(own) < max(own) < found[figure].high
+
+
+def test_an_entry_that_does_not_fit_leaves_the_others_theirs() -> None:
+    """A GPU has no room for Mixtral in 16 bits."""
+    known = _run("one", 1.5)
+    too_large = figure_of(replace(OFFLINE, source="logs/large/Offline", precision="FP16"))
+    (found,) = fitted_paces([too_large, known], COSTS)
+    assert found.paces == pytest.approx([1.5])
+    assert found.figures == (known,)
+
+
+def test_sources_without_a_folder_are_entries_of_their_own() -> None:
+    one, other = (figure_of(replace(OFFLINE, source=name)) for name in ("one", "other"))
+    assert entry_of(one) != entry_of(other)
+
+
+def test_short_prompts_have_a_token() -> None:
+    workload = figure_of(replace(OFFLINE, isl=1.0)).experiment.workload
+    assert requests_of(workload, seed=1)["prompt_tokens"].min() == 1
+
+
+def test_a_cause_is_looked_for_at_the_pace_of_its_machine(fit: Fit) -> None:
+    """A slower machine has more requests in flight."""
+    figure = figure_of(SERVER)
+    settings = fit.settings_of(figure)
+    slower = Slower.all_by(settings.likeliest.pace)
+    batch = limit_of(simulated(figure.experiment, COSTS, slower=slower))
+    assert cause_of(figure, 50.0, COSTS, settings).batch == batch
+    assert cause_of(figure, 50.0, COSTS).batch != batch
 
 
 def test_server_runs_come_at_just_their_rate() -> None:

@@ -28,6 +28,11 @@ def test_the_least_is_alone_and_the_most_waits_for_a_seat() -> None:
     assert reach(figure, _course(figure)) == pytest.approx((100.0, 450.0))
 
 
+def test_a_single_user_has_a_seat() -> None:
+    figure = figure_of(replace(LOOP, load="concurrency 1"))
+    assert reach(figure, _course(figure)) == pytest.approx((100.0, 200.0))
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -90,6 +90,8 @@ def test_heads_are_read_again_where_no_kernel_gathers_them() -> None:
 
 def test_what_engines_are_known_to_add() -> None:
     assert engine_of("vLLM", "static_batch").host is VLLM_2024
+    assert engine_of("vLLM 0.5.4", "static_batch").host is VLLM_2024
+    assert engine_of("vLLM 0.6.0", "static_batch").host is None
     assert engine_of("vllm 0.12.0", "online_closed_loop").host is None
     assert engine_of("TensorRT-LLM", "static_batch").host is SESSION_2024
     assert engine_of("TensorRT-LLM 0.9.0", "static_batch").gathered is XQA_0_9

@@ -114,7 +114,15 @@ def test_other_metrics_are_not_known(name: str) -> None:
         ({"note": "attn_dp=2 pp=1"}, "data parallel"),
         ({"n_gpus": 3, "tp": 2}, "do not add up"),
         ({"scenario": "static_batch", "load": "some"}, "load some does not say how many"),
+        ({"scenario": "static_batch", "load": "batch 1,024"}, "does not say how many"),
+        ({"scenario": "static_batch", "load": "batch 16.5"}, "does not say how many"),
+        ({"scenario": "online_closed_loop", "load": "concurrency 8-64"}, "does not say how many"),
         ({"scenario": "online_serving", "load": "slow"}, "does not say at what rate"),
+        ({"scenario": "online_serving", "load": "rate 1e2"}, "does not say at what rate"),
+        ({"scenario": "online_serving", "load": "rate 1,000"}, "does not say at what rate"),
+        ({"scenario": "online_serving", "load": "rate infernal"}, "does not say at what rate"),
+        ({"scenario": "online_serving", "load": "-5 req/s"}, "does not say at what rate"),
+        ({"scenario": "online_serving", "load": "rate 5 n 0"}, "does not say how many"),
     ],
 )
 def test_rows_are_left_out_for_a_reason(changed: dict[str, Any], reason: str) -> None:
@@ -168,6 +176,12 @@ def test_rates_are_dealt_to_replicas(load: str, rate: float) -> None:
     assert workload_of(row).shared_by(4).rate_per_s == rate / 4
 
 
+def test_a_replica_is_asked_at_least_once() -> None:
+    """Eight replicas of a server that is asked once in a thousand seconds."""
+    row = replace(ROW, tp=1, n_gpus=8, scenario="mlperf_server_closed", load="0.001 req/s target")
+    assert figure_of(row).experiment.workload.requests == 1
+
+
 def test_users_are_dealt_to_replicas() -> None:
     row = replace(ROW, scenario="online_closed_loop", load="concurrency/batch 64", n_gpus=8)
     assert figure_of(row).experiment.workload.users == 16
@@ -186,6 +200,15 @@ def test_engines() -> None:
     assert engine_of("TensorRT-LLM 0.14", "offline_max_load").policy.chunked
     assert engine_of("TensorRT 10.2.0, CUDA 12.4", "mlperf_server_closed").max_num_seqs == 896
     assert engine_of("TensorRT-LLM 0.9.0", "static_batch").policy.admission == "idle"
+
+
+def test_servers_without_a_version_are_newer_than_the_table() -> None:
+    """InferenceMAX's trtllm of 2025: the PyTorch backend; MLPerf's entries of 2024 are not."""
+    newest = engine_of("TensorRT-LLM 1.0 (PyTorch backend)", "online_closed_loop")
+    assert engine_of("trtllm", "online_closed_loop") == newest
+    assert (newest.tabulated, newest.block_size) == (False, 32)
+    assert engine_of("TensorRT-LLM 0.14", "offline_max_load").tabulated
+    assert engine_of("TensorRT-LLM", "mlperf_server_closed").block_size == 64
 
 
 def test_engines_are_built_for_what_the_cache_holds() -> None:
