@@ -48,8 +48,7 @@ def counted(claims: Sequence[Claim]) -> str:
 
 def evidence_meaning() -> str:
     """Say what the marks of evidence mean."""
-    meanings = "; ".join(f"{mark}: {meaning}" for mark, meaning in EVIDENCE.items())
-    return f"{meanings}, or not known at all; what is assumed is marked U too"
+    return "; ".join(f"{mark}: {meaning}" for mark, meaning in EVIDENCE.items())
 
 
 def _range(low: float | None, high: float | None) -> str:
