@@ -1,5 +1,6 @@
 """Whether profile, checkpoints, scenario and host of a validation belong together."""
 
+from calibration.calibrate import name_of
 from calibration.host import Host
 from calibration.models import model_digest
 from calibration.plan import Plan
@@ -26,6 +27,12 @@ def check_belonging(plan: Plan, host: Host) -> None:
     if made.host_hash != host.hash:
         raise CalibrationError(
             f"the profile was measured on another host ({made.device}), this one is {host.cpu}; "
+            "profile here first: moesim-calibrate profile"
+        )
+    here = name_of(plan.device, host)
+    if made.device != here:
+        raise CalibrationError(
+            f"the profile was measured on {made.device}, this is {here}; choose that by --gpu, or "
             "profile here first: moesim-calibrate profile"
         )
     spec = plan.profile.spec

@@ -4,6 +4,7 @@ Every round (`calibration.rounds`) visits every point once, so that a slow spell
 all points alike and the medians over rounds shed it.
 """
 
+import math
 import os
 import platform
 import time
@@ -102,7 +103,7 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     spec = engine.runner.decoder.spec
     if settings.transfers is not None:
         settings.transfers.check(spec)
-    digest = model_digest(settings.model, spec)
+    digest = model_digest(settings.model, spec, settings.precision)
     partial = Partial.open(out, _setting(settings, engine, host, digest))
     rng = np.random.default_rng(0)
     grid = Grid(
@@ -316,6 +317,8 @@ def _drift(partial: Partial) -> float:
 
 
 def check_budget(budget_s: float) -> None:
-    """Raise CalibrationError where a budget cannot be met at all."""
+    """Raise CalibrationError where a budget cannot be met at all, or has no end."""
     if not budget_s > 0:
         raise CalibrationError(f"--budget-s: {budget_s:g} must be above zero")
+    if math.isinf(budget_s):
+        raise CalibrationError("--budget-s: inf would never end; give seconds")

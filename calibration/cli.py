@@ -152,19 +152,20 @@ def profile(
 
     from calibration.calibrate import Settings, calibrate, check_budget
     from calibration.host import detect as look
-    from calibration.models import device_of, dtype_of
+    from calibration.models import dtype_of
     from calibration.transfers import Asked
     from calibration.transfers_shown import transfer_lines
-    from calibration.visible import see_only
+    from calibration.visible import device_for
     from engine.slices.here import on_share
     from engine.slices.shares import read_share
     from moesim.cost.places import check_place
     from moesim.errors import CalibrationError
+    from moesim.files import check_outputs
 
     check_budget(budget_s)
     check_place(out)
-    if gpu:
-        see_only(gpu)
+    check_outputs({"--out": out})
+    device = device_for(gpu)
     more = Asked(variants=_named(variants), gateway=gateway, prompts=prompts)
     if dtype and (more.variants or transfers):
         raise CalibrationError(
@@ -178,7 +179,7 @@ def profile(
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
         num_blocks=kv_blocks,
-        device=device_of(),
+        device=device,
         transfers=more if transfers or variants or gateway or prompts else None,
     )
     if share and settings.transfers is not None:
@@ -228,12 +229,13 @@ def datasheet(
     name: Annotated[str, typer.Option(help="What to call the device; the file's name.")] = "",
 ) -> None:
     """Write a device file."""
-    from calibration.datasheet import device_yaml, measured_device
+    from calibration.datasheet import check_place, device_yaml, measured_device
     from calibration.host import detect as look
     from moesim.errors import CalibrationError
     from moesim.facts.catalog import shipped
     from moesim.files import write_text
 
+    check_place(out)
     host = look()
     if host.device_kind != "cpu":
         raise CalibrationError(
@@ -319,12 +321,11 @@ def validate(
 ) -> None:
     """Validate predictions."""
     from calibration.host import detect as look
-    from calibration.models import device_of
     from calibration.plan import Plan
     from calibration.report import write_validation_report
     from calibration.sharing import served_together
     from calibration.validate import validate as run_validation
-    from calibration.visible import see_only
+    from calibration.visible import device_for
     from moesim.cost.profile import load_profile
     from moesim.errors import CalibrationError
     from moesim.evidence.validation import comparison_json
@@ -332,8 +333,7 @@ def validate(
     from moesim.scenario import load_scenario
     from moesim.views.terminal import show_comparison
 
-    if gpu:
-        see_only(gpu)
+    device = device_for(gpu)
     folders = _named(variants)
     if bool(model) == bool(folders):
         raise CalibrationError(
@@ -352,7 +352,7 @@ def validate(
         model=model,
         runs=runs,
         seed=seed,
-        device=device_of(),
+        device=device,
         variants=folders,
         share_profiles={n: load_profile(path) for n, path in _named(share_profiles).items()},
     )

@@ -6,12 +6,16 @@ must be known. Of a GPU they are in `data/hardware/`; of a CPU they depend on th
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import yaml
 
 from calibration.host import Host
+from moesim.errors import CalibrationError, MoesimError
+from moesim.facts.catalog import load_device
 from moesim.facts.hardware import Device
+from moesim.files import check_outputs
 
 MATRIX = 1024
 """Rows and columns of the square product: 2 GFLOP and 12 MiB."""
@@ -20,6 +24,18 @@ READ_BYTES = 256 * 2**20
 """Size of the matrix that is read: more than a core's own caches hold [B]."""
 
 REPEATS = 50
+
+
+def check_place(out: Path) -> None:
+    """Raise where a device file cannot be written, or would replace a file of another kind."""
+    check_outputs({"--out": out})
+    if out.exists():
+        try:
+            load_device(str(out))
+        except MoesimError:
+            raise CalibrationError(
+                f"--out {out}: is there and is no device file; choose another file"
+            ) from None
 
 
 def measured_device(host: Host, name: str) -> Device:

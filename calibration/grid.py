@@ -12,6 +12,9 @@ import numpy as np
 from moesim.facts.models import ModelSpec
 from moesim.serving.scheduling import Limits
 
+POINT_KEY = r"^\d+@\d+(,\d+@\d+)*/(\d+|None)$"
+"""The form of a point's name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -10,18 +10,9 @@ from dataclasses import dataclass
 
 from calibration.host import Host
 from moesim.errors import CalibrationError
-from moesim.facts.catalog import load_device
+from moesim.facts.catalog import load_device, shipped
 from moesim.facts.hardware import Device
 from moesim.facts.mig import Placement, check_layout
-
-DEVICES = {
-    "NVIDIA A100-SXM4-40GB": "a100-sxm-40gb",
-    "NVIDIA A100-SXM4-80GB": "a100-sxm-80gb",
-    "NVIDIA A100 80GB PCIe": "a100-pcie-80gb",
-    "NVIDIA H100 80GB HBM3": "h100-sxm-80gb",
-    "NVIDIA H200": "h200-sxm-141gb",
-}
-"""The shipped device of each name that NVML gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +83,22 @@ def shell_lines(commands: Commands) -> list[str]:
 
 def device_here(host: Host, gpu: int) -> Device:
     """Return the shipped device that GPU number `gpu` is; CalibrationError where it is none."""
-    known = ", ".join(DEVICES.values())
+    reported = known_gpus()
+    known = ", ".join(device.name for device in reported.values() if device.mig)
     there = {each.index: each.name for each in host.gpus}
     if gpu not in there:
         have = f"it has GPUs {', '.join(map(str, there))}" if there else "it has none"
         raise CalibrationError(f"--gpu: {gpu} is not on this host, {have}; give --device: {known}")
     name = there[gpu]
-    if name not in DEVICES:
+    if name not in reported:
         raise CalibrationError(f"--gpu: {gpu} is an unknown {name!r}; give --device: {known}")
-    return load_device(DEVICES[name])
+    return reported[name]
+
+
+def known_gpus() -> dict[str, Device]:
+    """Return the shipped GPUs by the names that NVML and torch report them as."""
+    devices = map(load_device, shipped("hardware"))
+    return {name: device for device in devices for name in device.reported_as}
 
 
 def _specifier(placement: Placement) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -59,9 +59,14 @@ def open_model(
     return random_decoder(spec, seed=0, device=device, precision=precision)
 
 
-def model_digest(name: str, spec: ModelSpec) -> str:
-    """Hash a model's configuration and, for a checkpoint, its files' names, sizes and headers."""
+def model_digest(name: str, spec: ModelSpec, precision: Precision | None = None) -> str:
+    """Hash a model's configuration and, for a checkpoint, its files' names, sizes and headers.
+
+    With a `precision` that weights are narrowed to it is another model.
+    """
     parts = [json.dumps(spec.to_config(), sort_keys=True)]
+    if precision is not None:
+        parts.append(json.dumps(asdict(precision), sort_keys=True))
     if Path(name).is_dir():
         for file in sorted(Path(name).glob("*.safetensors")):
             with file.open("rb") as stream:

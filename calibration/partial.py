@@ -3,12 +3,35 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeFloat, ValidationError
+
+from calibration.grid import POINT_KEY
 from moesim.files import write_text
 
+Key = Annotated[str, Field(pattern=POINT_KEY)]
+Durations = Annotated[list[NonNegativeFloat], Field(min_length=1)]
+
+
+def _timed(laps: dict[str, Durations]) -> dict[str, Durations]:
+    """Return a point's laps; ValueError where the whole iteration is not among them."""
+    if "iteration" not in laps:
+        raise ValueError("no iteration")
+    return laps
+
+
+Laps = Annotated[dict[str, Durations], AfterValidator(_timed)]
 Samples = dict[str, dict[str, list[float]]]
 """Point key, operation, durations [s]."""
+
+
+class _Content(BaseModel, allow_inf_nan=False, extra="forbid"):
+    """What a partial file holds; one that is damaged is measured anew."""
+
+    setting: dict[str, Any]
+    samples: dict[Key, Laps]
+    spent_s: NonNegativeFloat
 
 
 @dataclass(slots=True)
@@ -25,12 +48,12 @@ class Partial:
         """Take up the partial file of `profile` if it was made with the same setting."""
         path = profile.with_name(profile.name + ".partial")
         try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError):
-            content = {}
-        if content.get("setting") != setting:
+            content = _Content.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
             return cls(path, setting)
-        return cls(path, setting, content["samples"], content["spent_s"])
+        if content.setting != setting:
+            return cls(path, setting)
+        return cls(path, setting, content.samples, content.spent_s)
 
     @property
     def rounds(self) -> int:

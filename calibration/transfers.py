@@ -41,9 +41,16 @@ class Asked:
     prompts: Path | None = None
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise CalibrationError for a variant of another shape, before anything is measured."""
+        """Raise what is wrong with any of it, before anything is measured.
+
+        It is a CalibrationError for a variant of another shape.
+        """
         if self.prompts is not None and self.gateway is None:
             raise CalibrationError("--prompts: are for a gateway to sort; give a --gateway too")
+        if self.gateway is not None:
+            load_gateway(self.gateway)
+        if self.prompts is not None:
+            read_prompts(self.prompts)
         for name, folder in self.variants.items():
             if load_model(str(folder)) != spec:
                 raise CalibrationError(

@@ -198,7 +198,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {"complete": True}
-    return content if isinstance(content, dict) else {"complete": True}
+    known = isinstance(content, dict) and isinstance(content.get("runs_done"), int)
+    return content if known else {"complete": True}
 
 
 def _setting(plan: Plan) -> dict[str, Any]:

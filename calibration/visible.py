@@ -7,10 +7,31 @@ variables): a process sees one MIG instance at most, by its UUID.
 import os
 from typing import Any
 
+import torch
+
+from calibration.models import device_of
 from calibration.nvml import Place, places
 from moesim.errors import CalibrationError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def device_for(asked: str) -> torch.device:
+    """Return the device to work on: the GPU or MIG instance that is asked for, else any.
+
+    Raises CalibrationError where torch cannot use it, rather than measure something else.
+    """
+    if not asked:
+        return device_of()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise CalibrationError(f"--gpu: {asked}: this process uses a GPU already; start a new one")
+    see_only(asked)
+    if not torch.cuda.is_available():
+        raise CalibrationError(
+            f"--gpu: {asked}: torch {torch.__version__} cannot use it; install one for CUDA that "
+            "fits the driver"
+        )
+    return device_of()
 
 
 def see_only(asked: str) -> None:

@@ -6,10 +6,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads sle
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -52,10 +54,16 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(words)
     if given.budget_s is not None and not given.budget_s > 0:
         parser.error(f"--budget-s: {given.budget_s:g} must be above zero")
+    if given.budget_s == math.inf:
+        parser.error("--budget-s: inf would never end; give seconds")
+    if given.budget_s and given.steps == ["kernels"]:
+        parser.error("--budget-s: kernels are repeated so many times, however long; leave it out")
     if given.precision and given.steps != ["profile"]:
         parser.error("--precision: is of the step profile alone; the others take it as it is")
     if given.reference and given.device == "cpu":
         parser.error("--reference: published layers are of GPUs; leave it out")
+    if given.reference and not given.reference.is_file():
+        parser.error(f"--reference: {given.reference}: no such file")
     return given
 
 
@@ -69,8 +77,9 @@ def run(given: argparse.Namespace, command: str) -> int:
     from benchmarks.gpu_queue.sizes import SIZES
     from calibration.host import detect
     from moesim.errors import CalibrationError
-    from moesim.files import write_text
+    from moesim.files import check_outputs, write_text
 
+    check_outputs({"--out": given.out / "tables" / "steps.json"})
     if given.device == "cuda" and not torch.cuda.is_available():
         raise CalibrationError("--device cuda: torch sees no GPU here; rehearse with --device cpu")
     size = SIZES[given.model]()
@@ -97,6 +106,8 @@ def _timed(begun: "Begun") -> int:
 
     It is 0, 1 where figures are not as wanted or not all there, 2 where it could not be run.
     """
+    from benchmarks.gpu_queue.released import release
+
     began_s = time.monotonic()
     step: Callable[[Begun], bool] = import_module(f"benchmarks.gpu_queue.{STEPS[begun.step]}").run
     try:
@@ -104,6 +115,10 @@ def _timed(begun: "Begun") -> int:
     except MoesimError as wrong:
         print(f"error: {begun.step}: {wrong}", file=sys.stderr)
         code = 2
+    except Exception:  # of torch, the driver, a compiler: who watches has to see where
+        traceback.print_exc()
+        code = 2
+    release()
     print(f"{begun.step}: {ENDS[code]}, {time.monotonic() - began_s:.0f} s\n", flush=True)
     return code
 

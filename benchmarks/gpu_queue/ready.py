@@ -12,7 +12,7 @@ PACKAGES = {
     "pandas": "pandas",
     "pyarrow": "pyarrow",
     "yaml": "PyYAML",
-    "typer": "typer",
+    "typer.exceptions": "typer 0.29 or later",
     "rich": "rich",
     "simpy": "simpy",
     "pydantic": "pydantic",

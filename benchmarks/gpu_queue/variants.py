@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.gpu_queue.cells import SLICES, Cell, Ground, cells
-from benchmarks.gpu_queue.grounds import ground_for, read_cell, say, share_profile
+from benchmarks.gpu_queue.grounds import ground_for, read_cell, say, share_file, share_profile
 from benchmarks.gpu_queue.provenance import Begun
 from benchmarks.gpu_queue.released import release
 from benchmarks.gpu_queue.tables import shown, write_tables
@@ -68,7 +68,7 @@ def run(begun: Begun) -> bool:
     for cell in todo:
         if settled(bench.file(cell)):
             continue
-        if time.monotonic() - began_s + bench.longest_s > asked.budget("variants"):
+        if time.monotonic() - began_s + bench.expected_s(cell) > asked.budget("variants"):
             say(f"no time left for {cell.name}: the same command goes on from there")
             break
         bench.serve(cell)
@@ -107,6 +107,11 @@ class Bench:
     def file(self, cell: Cell) -> Path:
         """Return where a cell's figures are."""
         return self._begun.asked.out / "variants" / f"{cell.name}.json"
+
+    def expected_s(self, cell: Cell) -> float:
+        """Return how long a cell may take [s]: as the longest did, and its share's profile."""
+        alone = cell.deployment != SLICES or share_file(self._begun.asked, cell.variants).exists()
+        return self.longest_s + (0.0 if alone else self._ground.size.variant_profile_s)
 
     def close(self) -> None:
         """Let go of what is loaded."""

@@ -29,7 +29,7 @@ WORDS = {"tokens": "Tokens of the iteration", "sequences": "Sequences"}
 APART = {
     "experts": (0, "Tokens of the iteration", "experts hit: {:g}"),
     "attention_decode": (1, "Context, summed over sequences [tokens]", "sequences: {:g}"),
-    "attention_prefill": (1, "Cached before [tokens]", "new tokens: {:g}"),
+    "attention_prefill": (1, "Cached before [tokens]; none is drawn at 1", "new tokens: {:g}"),
 }
 """Of operations with two coordinates: which one is the axis, it and the other in words."""
 
@@ -72,7 +72,9 @@ def operation_chart(
 def residual_chart(residuals: Sequence[float]) -> Figure:
     """Draw by how much whole iterations took longer than the profile says, the least first."""
     figure = new_figure(
-        "Whole iterations that no table had seen", "Iteration", "Measured over predicted - 1 [%]"
+        "Whole iterations that no table had seen: longer than predicted by",
+        "Iterations, in order of their residuals",
+        "Residual [%]",
     )
     figure.update_yaxes(rangemode="normal", zeroline=True)
     percent = sorted(100 * residual for residual in residuals)

@@ -1,6 +1,7 @@
 """Profiling: complete, judged, interruptible, resumable."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.calibrate import Settings, calibrate, engine_for, predicted_s
+from calibration.calibrate import Settings, calibrate, check_budget, engine_for, predicted_s
 from calibration.grid import Grid, Part, Point, held_out
 from calibration.host import Host
 from calibration.operations import cells_of, measure
+from calibration.partial import Partial
 from calibration.router import observe_router
 from calibration.timing import median_and_spread
 from moesim.cost.profile import COORDINATES, load_profile
@@ -174,3 +176,37 @@ def test_router_is_observed_on_every_token(settings: Settings) -> None:
 def test_median_and_spread_by_hand() -> None:
     """Of 1..5 the median is 3 and the quartiles 2 and 4."""
     assert median_and_spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        [],
+        None,
+        {},
+        {"samples": {"garbage": {"iteration": [1.0]}}},
+        {"samples": {"1@5/2": {"iteration": "x"}}},
+        {"samples": {"1@5/2": {"iteration": [math.nan]}}},
+        {"samples": {"1@5/2": {"iteration": [-1.0]}}},
+        {"samples": {"1@5/2": {"iteration": []}}},
+        {"samples": {"1@5/2": {"projections": [1.0]}}},
+        {"spent_s": "x"},
+        {"spent_s": math.nan},
+    ],
+)
+def test_damaged_samples_are_measured_anew(damaged: object, tmp_path: Path) -> None:
+    """Whatever lies in the place of a partial file, of this very setting too."""
+    whole = {"setting": {"a": 1}, "samples": {"1@5/2": {"iteration": [1.0]}}, "spent_s": 2.0}
+    file = tmp_path / "p.json.partial"
+    file.write_text(json.dumps(whole))
+    assert Partial.open(tmp_path / "p.json", {"a": 1}).spent_s == 2.0
+    file.write_text(json.dumps({**whole, **damaged} if damaged else damaged))
+    found = Partial.open(tmp_path / "p.json", {"a": 1})
+    assert (found.samples, found.spent_s) == ({}, 0.0)
+
+
+@pytest.mark.parametrize("budget_s", [0.0, -1.0, math.nan, math.inf])
+def test_budgets_that_cannot_be_kept(budget_s: float) -> None:
+    """None at all, and one that never ends."""
+    with pytest.raises(CalibrationError, match=r"^--budget-s: "):
+        check_budget(budget_s)

@@ -13,11 +13,14 @@ from calibration import calibrate as calibrating
 from calibration import copies
 from calibration.calibrate import Settings, calibrate
 from calibration.host import Host
+from calibration.merge import merge
+from calibration.models import model_digest
 from engine.model.allocation import LARGE_BYTES, allocating
 from engine.model.checkpoint import random_decoder
 from engine.serve.engine import Engine
 from engine.variants import command
-from moesim.errors import EngineError
+from moesim.cost.profile import load_profile
+from moesim.errors import CalibrationError, EngineError
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
 
@@ -40,13 +43,19 @@ def test_a_profile_says_which_decodes_are_padded(
     assert made.decode_graphs == (1, 2, 4)
 
 
-def test_a_profile_of_narrow_weights(settings: Settings, host: Host, tmp_path: Path) -> None:
-    """It is measured on them, and says so."""
+def test_a_profile_of_narrow_weights(
+    settings: Settings, host: Host, profile_file: Path, tmp_path: Path
+) -> None:
+    """It is measured on them, says so, and is not taken for one of the model as it is."""
     narrow = replace(settings, precision=Precision.uniform("int8"))
     engine = calibrating.engine_for(narrow)
     assert engine.runner.decoder.precision.experts == "int8"
     made = calibrate(narrow, tmp_path / "made.json", host)
     assert made.provenance.model_source == "tiny, int8"
+    wide = load_profile(profile_file)
+    assert wide.provenance.model_digest == model_digest(settings.model, wide.spec)
+    with pytest.raises(CalibrationError, match=r"model_digest: .* were made alike"):
+        merge([("wide.json", wide), ("made.json", made)])
 
 
 def test_swaps_without_room_are_told(

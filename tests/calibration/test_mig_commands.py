@@ -9,11 +9,14 @@ from typer.testing import CliRunner
 
 from calibration.cli import app
 from calibration.host import Host
-from calibration.mig_commands import DEVICES, commands_for, device_here, shell_lines
+from calibration.mig_commands import commands_for, device_here, known_gpus, shell_lines
 from calibration.nvml import Gpu
 from moesim.errors import CalibrationError, CapacityError, ScenarioError
 from moesim.facts.catalog import load_device
+from moesim.facts.hardware import Device
 from moesim.facts.mig import geometry_of, valid_layouts
+
+DIVISIBLE = [device for device in known_gpus().values() if device.mig]
 
 
 def _host(*names: str) -> Host:
@@ -42,10 +45,9 @@ def test_the_largest_is_made_first() -> None:
     assert made.make[1].command == "nvidia-smi mig -i 3 -cgi 4g.71gb:0,2g.35gb:4,1g.18gb:6 -C"
 
 
-@pytest.mark.parametrize("name", DEVICES.values())
-def test_instances_of_every_layout_stand_apart(name: str) -> None:
+@pytest.mark.parametrize("device", DIVISIBLE, ids=lambda device: device.name)
+def test_instances_of_every_layout_stand_apart(device: Device) -> None:
     """No two take the same memory slice, and each begins where its profile may."""
-    device = load_device(name)
     profiles = geometry_of(device).by_name
     for layout in valid_layouts(device):
         taken: list[int] = []
@@ -87,13 +89,14 @@ def test_the_page_shows_what_is_printed() -> None:
 
 def test_the_device_is_taken_from_this_host() -> None:
     """By NVML's name; what is not known has to be given."""
-    host = _host("NVIDIA H200", "NVIDIA L4")
+    host = _host("NVIDIA H200", "NVIDIA L4", "NVIDIA H200 NVL")
     assert device_here(host, 0).name == "h200-sxm-141gb"
+    assert device_here(host, 2).name == "h200-nvl-141gb"
     with pytest.raises(CalibrationError, match=r"--gpu: 1 is an unknown 'NVIDIA L4'; give --dev"):
         device_here(host, 1)
-    with pytest.raises(CalibrationError, match="--gpu: 2 is not on this host, it has GPUs 0, 1;"):
-        device_here(host, 2)
-    with pytest.raises(CalibrationError, match="it has none; give --device: a100-sxm-40gb, "):
+    with pytest.raises(CalibrationError, match="--gpu: 3 is not on this host, it has GPUs 0, 1, 2"):
+        device_here(host, 3)
+    with pytest.raises(CalibrationError, match="it has none; give --device: a100-pcie-80gb, "):
         device_here(_host(), 0)
 
 

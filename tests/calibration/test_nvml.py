@@ -16,16 +16,16 @@ from typing import Any
 
 import pynvml
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from calibration import nvml
 from calibration.cli import app
 from calibration.detect_shown import describe
 from calibration.host import detect
-from calibration.mig_commands import DEVICES
-from calibration.visible import see_only
+from calibration.mig_commands import known_gpus
+from calibration.visible import device_for, see_only
 from moesim.errors import CalibrationError
-from moesim.facts.catalog import load_device
 from moesim.facts.mig import geometry_of
 from moesim.units import GIB, MIB
 
@@ -235,6 +235,23 @@ def test_what_cannot_be_chosen_is_one_line(asked: str, words: str, install: "Ins
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
 
 
+def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_cpu(
+    install: "Install", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where torch was built without CUDA; a process that uses a GPU cannot choose any more."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
+    install(A100)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_for("") == torch.device("cpu")
+    with pytest.raises(CalibrationError, match=r"^--gpu: 0: torch .* cannot use it; install one"):
+        device_for("0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_for("0") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(CalibrationError, match="uses a GPU already; start a new one"):
+        device_for("0")
+
+
 def test_without_a_driver_there_is_nothing_to_choose(install: "Install") -> None:
     """Said so; and a GPU that is divided into nothing has nothing."""
     install(starts=pynvml.NVMLError_LibraryNotFound())
@@ -302,7 +319,7 @@ def test_what_is_recorded_is_found(answers: Answers) -> None:
 @pytest.mark.parametrize("answers", RECORDED.values(), ids=RECORDED)
 def test_instances_are_those_the_simulator_knows(answers: Answers) -> None:
     """Profile, SMs and memory of the answers and of the simulator's tables are the same."""
-    known = geometry_of(load_device(DEVICES[answers.name])).by_name
+    known = geometry_of(known_gpus()[answers.name]).by_name
     for each in _only(answers).instances:
         profile = known[str(each.profile)]
         assert each.sms == profile.sms

@@ -30,7 +30,7 @@ from moesim.cost.profile import Profile, load_profile
 from moesim.cost.roofline import on_slice, roofline_profile
 from moesim.deployment import Mps, Offloaded
 from moesim.errors import CalibrationError, MoesimError, ProfileError, ScenarioError
-from moesim.facts.catalog import load_device, load_model
+from moesim.facts.catalog import load_device, load_model, shipped
 from moesim.facts.hardware import Device
 from moesim.facts.slices import Slice, group, whole
 from moesim.facts.sm_share import sm_share
@@ -287,3 +287,15 @@ def test_a_datasheet_is_measured(
     assert read.bf16_flop_per_s == pytest.approx(2 * 1024**3 / 0.5, rel=5e-3)
     assert read.memory_bandwidth_bytes_per_s == pytest.approx(2**20 / 0.5, rel=5e-3)
     assert (read.sms, read.sm_bytes_per_s) == (host.cores, read.memory_bandwidth_bytes_per_s)
+
+
+def test_a_datasheet_replaces_nothing_else(tmp_path: Path) -> None:
+    """A profile took minutes; a device file that is there is measured again."""
+    place = tmp_path / "there.yaml"
+    datasheet.check_place(place)
+    assert not place.exists()
+    place.write_text('{"format": "moesim-profile"}')
+    with pytest.raises(CalibrationError, match=r"there\.yaml: is there and is no device file"):
+        datasheet.check_place(place)
+    place.write_text(shipped("hardware")["cpu-2core"].read_text())
+    datasheet.check_place(place)

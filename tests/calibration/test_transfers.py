@@ -19,7 +19,7 @@ from engine.gateway.gateway import Gateway
 from engine.model.checkpoint import random_decoder, save_decoder
 from engine.variants.skeleton import meta_weights
 from moesim.cost.profile import Profile, load_profile
-from moesim.errors import CalibrationError
+from moesim.errors import CalibrationError, EngineError
 from moesim.facts.models import ModelSpec
 
 CPU = torch.device("cpu")
@@ -119,3 +119,6 @@ def test_what_cannot_be_compared_is_refused_first(
         calibrate(replace(settings, transfers=asked), tmp_path / "p.json", host)
     with pytest.raises(CalibrationError, match="--prompts"):
         Asked(prompts=tmp_path / "x.txt").check(engine_spec)
+    (tmp_path / "g.npz").write_text("no gateway")
+    with pytest.raises(EngineError, match=r"g\.npz: not an npz file"):
+        Asked(gateway=tmp_path / "g.npz").check(engine_spec)

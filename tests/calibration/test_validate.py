@@ -115,6 +115,19 @@ def test_a_finished_validation_is_not_overwritten(plan: Plan, host: Host, tmp_pa
     validate(replace(plan, runs=1), tmp_path, host, silent, overwrite=True)
 
 
+@pytest.mark.parametrize("damaged", ["", "[1]", "{}", '{"complete": false, "runs_done": "x"}'])
+def test_a_folder_that_tells_nothing_is_not_gone_on_with(
+    damaged: str, plan: Plan, host: Host, tmp_path: Path
+) -> None:
+    """What is in it is left alone, in one line."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "validation.json").write_text(damaged)
+    with pytest.raises(CalibrationError, match="holds one already; give another --out, or --over"):
+        validate(plan, out, host, silent)
+    assert [path.name for path in out.iterdir()] == ["validation.json"]
+
+
 def test_runs_of_a_longer_validation_do_not_stay(plan: Plan, host: Host, tmp_path: Path) -> None:
     """Replacing two runs by one leaves one, so that a report drawn later does not mix them."""
     validate(plan, tmp_path, host, silent)
@@ -127,6 +140,16 @@ def test_profile_of_another_host_is_refused(plan: Plan, host: Host, tmp_path: Pa
     elsewhere = replace(host, cores=host.cores + 1)
     with pytest.raises(CalibrationError, match="measured on another host"):
         validate(plan, tmp_path, elsewhere, silent)
+
+
+def test_profile_of_another_device_of_the_host_is_refused(
+    plan: Plan, host: Host, tmp_path: Path
+) -> None:
+    """As of the whole GPU where an instance of its neighbour is to serve."""
+    made = plan.profile.provenance.model_copy(update={"device": "NVIDIA H200 MIG 3g.71gb"})
+    other = replace(plan, profile=plan.profile.model_copy(update={"provenance": made}))
+    with pytest.raises(CalibrationError, match=r"measured on NVIDIA H200 MIG 3g.71gb, this is"):
+        validate(other, tmp_path, host, silent)
 
 
 def test_another_checkpoint_is_refused(plan: Plan, host: Host, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_queue import kernels
+from benchmarks.gpu_queue import kernels, validating
 from benchmarks.gpu_queue.__main__ import STEPS, arguments, run
 from benchmarks.gpu_queue.ready import PACKAGES, require
 from moesim.cost.profile import load_profile
-from moesim.errors import CalibrationError
+from moesim.errors import CalibrationError, ScenarioError
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "benchmarks.gpu_queue"]
@@ -51,9 +51,12 @@ def test_imports_of_a_gpu_host() -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the package that brings it."""
+    """By the package that brings it; an old version of typer is none."""
     monkeypatch.setitem(sys.modules, "annotated_types", None)
     with pytest.raises(CalibrationError, match=r"^not installed here: annotated-types; bring"):
+        require(PACKAGES)
+    monkeypatch.setitem(sys.modules, "typer.exceptions", None)
+    with pytest.raises(CalibrationError, match=r"here: typer 0\.29 or later, annotated-types; "):
         require(PACKAGES)
 
 
@@ -61,6 +64,9 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "said"),
     [
         (["profile", "--budget-s", "0"], "--budget-s: 0 must be above zero"),
+        (["profile", "--budget-s", "inf"], "--budget-s: inf would never end"),
+        (["kernels", "--budget-s", "9"], "--budget-s: kernels are repeated so many times"),
+        (["kernels", "--reference", "none.csv"], "--reference: none.csv: no such file"),
         (["all", "--precision", "fp8"], "--precision: is of the step profile alone"),
         (["kernels", "--device", "cpu", "--reference", "x.csv"], "--reference: published layers"),
         (["dance"], "invalid choice: 'dance'"),
@@ -92,6 +98,36 @@ def test_one_that_cannot_be_run_leaves_the_others(
     assert told.err.count("\n") == 1
     ends = [line.split(",")[0] for line in told.out.splitlines() if line]
     assert ends == ["validate: could not be run", "kernels: done"]
+
+
+def test_what_nobody_foresaw_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a compiler's or the driver's error: where it was is shown, and the queue goes on."""
+
+    def failing(begun: object) -> bool:
+        raise RuntimeError("CUDA error: misaligned address")
+
+    monkeypatch.setattr(kernels, "run", failing)
+    monkeypatch.setattr(validating, "run", lambda begun: True)
+    places = ["--out", str(tmp_path / "out"), "--scratch", str(tmp_path)]
+    assert run(arguments(["kernels", "validate", *TINY, *places]), "") == 2
+    told = capsys.readouterr()
+    assert "in failing\n" in told.err
+    assert told.err.endswith("RuntimeError: CUDA error: misaligned address\n")
+    ends = [line.split(",")[0] for line in told.out.splitlines() if line]
+    assert ends == ["kernels: could not be run", "validate: done"]
+
+
+def test_a_place_for_results_is_looked_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is measured that could not be written."""
+    monkeypatch.setattr(kernels, "run", lambda begun: pytest.fail("was run"))
+    (tmp_path / "out").write_text("a file")
+    places = ["--out", str(tmp_path / "out"), "--scratch", str(tmp_path)]
+    with pytest.raises(ScenarioError, match="cannot be written"):
+        run(arguments(["kernels", *TINY, *places]), "")
 
 
 def test_killed_half_way(tmp_path: Path) -> None:

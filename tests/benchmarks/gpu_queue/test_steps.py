@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -11,12 +12,15 @@ import pytest
 
 from benchmarks.gpu_queue import gpu_tests, grounds, kernels, profiling, validating, variants
 from benchmarks.gpu_queue.asked import Asked
-from benchmarks.gpu_queue.cells import Cell
+from benchmarks.gpu_queue.cells import Cell, Ground
 from benchmarks.gpu_queue.provenance import Begun
+from benchmarks.gpu_queue.room import room_on
+from benchmarks.gpu_queue.sizes import TINY
 from benchmarks.gpu_queue.tables import shown, write_tables
 from calibration.host import Host
-from moesim.cost.profile import load_profile
+from moesim.cost.profile import Profile, load_profile
 from moesim.errors import CalibrationError
+from moesim.files import write_text
 from moesim.serving.records import read_records
 
 Begin = Callable[[str], Begun]
@@ -134,6 +138,56 @@ def test_variants(
         turnaround = own.loc[own["metric"] == "turnaround_s", "measured"].item()
         assert turnaround == pytest.approx((records["finish_s"] - records["arrival_s"]).mean())
     assert "per tensor against time-shared" in capsys.readouterr().out
+
+
+def test_variants_of_another_host_or_shape_are_not_mixed(
+    profiled: Path, begun: Begin, this_host: Host
+) -> None:
+    """What lies in `--out` of another machine, or of a rehearsal, is refused in one line."""
+    step = begun("variants")
+    assert grounds.own_profile(step, profiled).spec == step.asked.size.variant
+    with pytest.raises(CalibrationError, match="was measured on another host; give another --out"):
+        grounds.own_profile(replace(step, host=replace(this_host, cores=1000)), profiled)
+    other = replace(step.asked, size=replace(step.asked.size, variant=TINY.variant))
+    with pytest.raises(CalibrationError, match="variants of another shape; give another --out"):
+        grounds.own_profile(replace(step, asked=other), profiled)
+
+
+def test_checkpoints_without_room(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before the first is made; those that are there need none."""
+    monkeypatch.setattr(grounds, "disk_usage", lambda folder: SimpleNamespace(free=1))
+    empty = replace(asked, scratch=tmp_path / "new")
+    with pytest.raises(CalibrationError, match=r"3 checkpoints are .* 1 B are free there; give"):
+        grounds.checkpoints(empty)
+    assert not list(empty.scratch.iterdir())
+    shape = f"cpu-{asked.size.variant.num_hidden_layers}x{asked.size.variant.hidden_size}"
+    for name in grounds.NAMES:
+        (empty.scratch / shape / name).mkdir(parents=True)
+    assert list(grounds.checkpoints(empty)) == list(grounds.NAMES)
+
+
+def test_a_share_is_profiled_in_its_cell_s_time(
+    begun: Begin, asked: Asked, tmp_path: Path, tiny_profile: Profile
+) -> None:
+    """The first cell on shares takes longer by that than any before it; the next does not."""
+    step = replace(begun("variants"), asked=replace(asked, out=tmp_path))
+    ground = Ground(
+        size=asked.size,
+        folders={},
+        profile_file=tmp_path,
+        profile=tiny_profile,
+        device="",
+        room=room_on(1),
+    )
+    bench = variants.Bench(step, ground)
+    bench.longest_s = 5.0
+    cell = Cell(variants=2, traffic="many", deployment="slices", load=0.3)
+    assert bench.expected_s(CELLS[0]) == 5.0
+    assert bench.expected_s(cell) == 5.0 + asked.size.variant_profile_s
+    write_text(grounds.share_file(step.asked, 2), "{}")
+    assert bench.expected_s(cell) == 5.0
 
 
 def test_what_failed_is_tried_again(tmp_path: Path) -> None:
