@@ -18,7 +18,8 @@ def show(found: Accuracy, bad: Sequence[Worst]) -> None:
     """Print what came out."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(headline(found), style="bold")
-    console.print(f"by {basis_words(found) or 'nothing'}; {found.elapsed_s:.0f} s")
+    if found.profiles:
+        console.print(f"by {basis_words(found)}; {found.elapsed_s:.0f} s")
     for fit in found.fits:
         console.print(f"fitted: {fit_words(fit)}")
     if len(found.judged):
