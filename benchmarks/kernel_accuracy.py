@@ -23,9 +23,10 @@ import numpy as np
 from moesim.cost.curves import Fan
 from moesim.cost.expected import Rates
 from moesim.cost.iteration import CostModel
-from moesim.cost.kernels.aiconfigurator import DEVICES, Reader, Source
+from moesim.cost.kernels.aiconfigurator import Reader
 from moesim.cost.kernels.assembling import assembled_profile
 from moesim.cost.kernels.shapes import Shapes
+from moesim.cost.kernels.sources import DEVICES, Source
 from moesim.cost.kernels.tables import Kernels, load_kernels
 from moesim.cost.kernels.validation import (
     Pairs,

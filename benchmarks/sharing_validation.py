@@ -37,7 +37,7 @@ from calibration.sharing import Host, LateClock, host_of, serve_together
 from calibration.transfers import Asked
 from engine.model.checkpoint import random_decoder, save_decoder
 from moesim.cost.profile import Profile, load_profile
-from moesim.evidence.compare import compare_tenants
+from moesim.evidence.compare import compare_tenants, in_words
 from moesim.facts.models import ModelSpec
 from moesim.files import write_text
 from moesim.scenario import Scenario, scenario_from
@@ -244,22 +244,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         host = "?" if row["host"] is None else f"{row['host']:.2f}"
         key = row["variants"], f"{row['ratio']:g}", f"{row['load']:.0%}", host, row["tenant"]
-        lines.setdefault(key, {})[row["metric"]] = _told(row)
+        lines.setdefault(key, {})[row["metric"]] = in_words(row)
     for key, cells in lines.items():
         print("| " + " | ".join([*map(str, key), *(cells.get(m, "") for m, _ in FIGURES)]) + " |")
     for metric, _ in FIGURES:
         own = [row for row in rows if row["metric"] == metric]
         print(f"{metric}: {sum(row['close'] for row in own)} of {len(own)} close")
-
-
-def _told(row: Mapping[str, Any]) -> str:
-    """Return a figure in a few words; the spread of a single run is not known."""
-    factor = 1.0 if row["metric"] == "throughput_rps" else 1e3
-    spread = "?" if row["spread"] is None else f"{row['spread']:.0%}"
-    return (
-        f"{factor * row['measured']:.3g} / {factor * row['predicted']:.3g}, "
-        f"{row['error']:+.0%} ({spread}){'' if row['close'] else ' !'}"
-    )
 
 
 def main() -> None:

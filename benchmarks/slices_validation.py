@@ -46,7 +46,7 @@ from engine.model.checkpoint import random_decoder, save_decoder
 from engine.slices.at_once import Gate, on_cores
 from engine.slices.cores import Cores, divide_cores
 from moesim.cost.profile import Profile, load_profile
-from moesim.evidence.compare import compare_tenants
+from moesim.evidence.compare import compare_tenants, in_words
 from moesim.facts.catalog import load_device
 from moesim.facts.models import ModelSpec
 from moesim.files import write_text
@@ -314,23 +314,13 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         ["load", "host", "stretch", "tenant", "prediction"], sort=False
     ):
         load, host, stretch, tenant, kind = key
-        told = {cell["metric"]: _told(cell) for cell in cells.to_dict("records")}
+        told = {cell["metric"]: in_words(cell) for cell in cells.to_dict("records")}
         line = [f"{load:.0%}", f"{host:.2f}", f"{stretch:.2f}", tenant, kind]
         print("| " + " | ".join([*line, *(told.get(metric, "") for metric in FIGURES)]) + " |")
     for kind in KINDS:
         for metric in FIGURES:
             own = [r for r in rows if (r["prediction"], r["metric"]) == (kind, metric)]
             print(f"{kind}: {metric}: {sum(r['close'] for r in own)} of {len(own)} close")
-
-
-def _told(row: Mapping[str, Any]) -> str:
-    """Return a figure in a few words; the spread of a single run is not known."""
-    factor = 1.0 if row["metric"] == "throughput_rps" else 1e3
-    spread = "?" if row["spread"] is None else f"{row['spread']:.0%}"
-    return (
-        f"{factor * row['measured']:.3g} / {factor * row['predicted']:.3g}, "
-        f"{row['error']:+.0%} ({spread}){'' if row['close'] else ' !'}"
-    )
 
 
 def main() -> None:

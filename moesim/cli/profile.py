@@ -71,8 +71,8 @@ def aiconfigurator(
     ] = None,
 ) -> None:
     """Import AIConfigurator's tables."""
-    from moesim.cost.kernels.aiconfigurator import DEVICES
     from moesim.cost.kernels.importing import from_aiconfigurator
+    from moesim.cost.kernels.sources import DEVICES
     from moesim.cost.places import check_place
     from moesim.facts.catalog import load_device, load_model
 

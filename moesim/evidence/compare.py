@@ -79,6 +79,23 @@ def compare_tenants(measured: Sequence[pd.DataFrame], predicted: Mapping[str, An
     return found[0] if len(found) == 1 else pd.concat(found[1:], ignore_index=True)
 
 
+def in_words(row: Mapping[str, Any]) -> str:
+    """Return a row in a few words: measured / predicted, error and spread; `!` where not close.
+
+    Durations are in milliseconds. The spread of a single run is not known.
+
+    >>> in_words({"metric": "ttft_s", "measured": 0.2, "predicted": 0.25, "error": 0.25,
+    ...           "spread": None, "close": False})
+    '200 / 250, +25% (?) !'
+    """
+    factor = 1.0 if row["metric"] in RATES else 1e3
+    spread = "?" if row["spread"] is None else f"{row['spread']:.0%}"
+    return (
+        f"{factor * row['measured']:.3g} / {factor * row['predicted']:.3g}, "
+        f"{row['error']:+.0%} ({spread}){'' if row['close'] else ' !'}"
+    )
+
+
 def _with_intervals(
     runs: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any], intervals: Mapping[str, Any]
 ) -> pd.DataFrame:

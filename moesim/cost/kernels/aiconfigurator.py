@@ -1,19 +1,12 @@
-"""Tables of AIConfigurator (NVIDIA, Apache-2.0): from the user's own installation, or a folder.
+"""Tables of AIConfigurator (NVIDIA, Apache-2.0), read for the shapes that models need.
 
-The package `aiconfigurator-core` holds `systems/data/SYSTEM/FAMILY/FRAMEWORK/VERSION/*.parquet`. A
-folder may be such a `data`, or hold parquet files of several of these one after the other, told
-apart by the columns `gpu` and `file` (the path within `data`).
-
-Latencies are in milliseconds, of one layer on one rank; `message_size` counts values, not bytes;
-the `step` of decoding is the context before the new token. Rows of windowed attention, other head
-widths and other formats are passed over.
+Where they are is known to `moesim.cost.kernels.sources`. Latencies are in milliseconds, of one
+layer on one rank; `message_size` counts values, not bytes; the `step` of decoding is the context
+before the new token. Rows of windowed attention, other head widths and other formats are passed
+over.
 """
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,26 +15,17 @@ from moesim.cost.expected import Rates
 from moesim.cost.kernels.attention import Heads
 from moesim.cost.kernels.believable import DOUBTED, distance, share_beyond_memory, slowed
 from moesim.cost.kernels.cleaning import kept, levelled
-from moesim.cost.kernels.curves import MICRO, bracket
+from moesim.cost.kernels.curves import MICRO
 from moesim.cost.kernels.denser import filled
 from moesim.cost.kernels.exchanges import ALL_REDUCE
 from moesim.cost.kernels.experts import BALANCED, BORROWED, Cut, Layer
-from moesim.cost.kernels.frames import groups, numbers, only, read_table
+from moesim.cost.kernels.frames import groups, only
 from moesim.cost.kernels.gemm import gemm_roofline_s
-from moesim.cost.kernels.shapes import Shapes
+from moesim.cost.kernels.shapes import Shapes, around, heads_around
+from moesim.cost.kernels.sources import FAMILIES, Source
 from moesim.cost.kernels.tables import SPIKES, Collective, Decode, Gemm, Moe, Prefill
 from moesim.errors import ProfileError
 from moesim.facts.hardware import Device
-
-PACKAGE = "aiconfigurator-core"
-
-DEVICES = {
-    "a100_sxm": "a100-sxm-80gb",
-    "h100_sxm": "h100-sxm-80gb",
-    "h200_sxm": "h200-sxm-141gb",
-    "l40s": "l40s-48gb",
-}
-"""Shipped devices by the name that the tables give the system."""
 
 FORMATS = {"bfloat16": "bf16", "fp8": "fp8", "int8_wo": "int8", "int4_wo": "int4"}
 """Our names of the formats that we know; `_wo` narrows weights only."""
@@ -59,162 +43,6 @@ half the bytes and do as many products at twice the rate."""
 
 OFF_SCALE = 30.0
 """Ratio to the datasheet from which on large products are taken to be in another unit."""
-
-FAMILIES = {
-    "gemm": ("gemm", "gemm_perf.parquet", ("gemm_dtype", "m", "n", "k", "latency")),
-    "prefill": (
-        "attention",
-        "context_attention_perf.parquet",
-        ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "latency"),
-    ),
-    "decode": (
-        "attention",
-        "generation_attention_perf.parquet",
-        ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "step", "latency"),
-    ),
-    "moe": (
-        "moe",
-        "moe_perf.parquet",
-        ("moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts",
-         "moe_tp_size", "moe_ep_size", "distribution", "latency"),
-    ),
-    "collectives": (
-        "comm",
-        "custom_allreduce_perf.parquet",
-        ("num_gpus", "message_size", "latency"),
-    ),
-}  # fmt: skip
-"""By family of kernels: the folder, the file, and the columns that are needed."""
-
-TEXT = {"gemm_dtype", "moe_dtype", "distribution"}
-"""The columns that are no numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the tables of one system and framework are."""
-
-    folder: Path
-    system: str
-    backend: str
-    joined: bool
-    """Whether the folder holds files of several tables one after the other."""
-
-    @classmethod
-    def at(cls, folder: Path | None, system: str, backend: str) -> "Source":
-        """Find the tables; ProfileError, with what there is, where there are none."""
-        root = _installed() if folder is None else folder
-        if not root.is_dir():
-            raise ProfileError(f"{root}: no such folder; give the folder of the tables")
-        for data in (root, root / "data", root / "systems" / "data"):
-            if (data / system).is_dir():
-                return cls(data, system, backend, joined=False)
-        if sorted(root.glob("*.parquet")):
-            return cls(root, system, backend, joined=True)
-        there = sorted(p.name for p in (root / "systems" / "data").glob("*") if p.is_dir())
-        raise ProfileError(
-            f"{root}: no tables of the system {system!r}; "
-            f"{'there are ' + ', '.join(there) if there else 'no parquet file in it'}"
-        )
-
-    def others(self) -> list["Source"]:
-        """Return the tables of other frameworks on the same system, by name; a folder's alone."""
-        if self.joined:
-            return []
-        folders = {folder for folder, _, _ in FAMILIES.values()}
-        beside = [path for name in folders for path in (self.folder / self.system / name).glob("*")]
-        names = sorted({path.name for path in beside if path.is_dir()} - {self.backend})
-        return [replace(self, backend=name) for name in names]
-
-    def versions(self, family: str) -> list[str]:
-        """Return the versions of a family's table, oldest first."""
-        folder, name, _ = FAMILIES[family]
-        if self.joined:
-            found = {Path(file).parts[-2] for file in self._files(folder, name)}
-        else:
-            tables = (self.folder / self.system / folder / self.backend).glob(f"*/{name}")
-            found = {path.parent.name for path in tables}
-        return sorted(found, key=version_key)
-
-    def newest(self) -> str:
-        """Return the newest version with products, attention and experts."""
-        needed = [set(self.versions(name)) for name in FAMILIES if name != "collectives"]
-        both = sorted(set.intersection(*needed), key=version_key)
-        if not both:
-            raise ProfileError(
-                f"{self.folder}: no version of {self.backend} has gemm, attention and moe of "
-                f"{self.system}; gemm has {', '.join(self.versions('gemm')) or 'none'}"
-                f"{self._beside()}"
-            )
-        return both[-1]
-
-    def _beside(self) -> str:
-        """Name the frameworks that have tables, where this one has none."""
-        if self.versions("gemm"):
-            return ""
-        others = [other.backend for other in self.others() if other.versions("gemm")]
-        return f"; --backend may be {' or '.join(others)}" if others else ""
-
-    def wanted(self, version: str) -> str:
-        """Return a version that has products; ProfileError with those there are."""
-        known = self.versions("gemm")
-        if version not in known:
-            raise ProfileError(
-                f"--version: {version}: {self.backend} has no tables of it for {self.system}; "
-                f"it has {', '.join(known) or 'none'}{self._beside()}"
-            )
-        return version
-
-    def table(self, family: str, version: str) -> tuple[pd.DataFrame, str]:
-        """Return a table with numbers as numbers, and the name of its file."""
-        folder, name, columns = FAMILIES[family]
-        path = f"{self.system}/{folder}/{self.backend}/{version}/{name}"
-        if self.joined:
-            frame, file = self._joined(columns, path)
-        else:
-            frame, file = read_table(self.folder / path, columns), str(self.folder / path)
-        numeric = [column for column in columns if column not in TEXT]
-        return numbers(frame, numeric, file), path
-
-    def _joined(self, columns: Sequence[str], path: str) -> tuple[pd.DataFrame, str]:
-        for file in sorted(self.folder.glob("*.parquet")):
-            frame = read_table(file, ["file"])
-            rows = frame[frame["file"] == path]
-            if len(rows):
-                missing = [name for name in columns if name not in rows]
-                if missing:
-                    raise ProfileError(f"{file}: no column {missing[0]}; fetch it again")
-                return rows, str(file)
-        raise ProfileError(f"{self.folder}: no rows of {path}; another --version or --backend?")
-
-    def _files(self, folder: str, name: str) -> Iterator[str]:
-        wanted = f"{self.system}/{folder}/{self.backend}/"
-        for file in sorted(self.folder.glob("*.parquet")):
-            frame = read_table(file, ["file"])
-            for found in frame["file"].unique():
-                if str(found).startswith(wanted) and str(found).endswith(name):
-                    yield str(found)
-
-
-def _installed() -> Path:
-    """Return the data folder of the installed package; ProfileError where there is none."""
-    try:
-        return Path(str(resources.files("aiconfigurator_core"))) / "systems" / "data"
-    except ModuleNotFoundError:
-        raise ProfileError(
-            f"{PACKAGE} is not installed; pip install 'moesim[import]', or give --from FOLDER"
-        ) from None
-
-
-def version_key(version: str) -> tuple[float, ...]:
-    """Order versions; a release comes after its candidates.
-
-    >>> sorted(["1.3.0", "1.3.0rc20", "1.3.0rc5"], key=version_key)
-    ['1.3.0rc5', '1.3.0rc20', '1.3.0']
-    """
-    parts = re.findall(r"\d+|rc", version)
-    key = [-1.0 if part == "rc" else float(part) for part in parts]
-    return (*key, 0.0)
 
 
 class Reader:
@@ -562,35 +390,3 @@ def _columns(
         tuple(rows[second].astype(int)),
         tuple(map(_rounded, rows["latency"])),
     )
-
-
-def around(wanted: frozenset[tuple[int, int]], known: set[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Return the known shapes that are wanted, or lie around those that are.
-
-    >>> sorted(around(frozenset({(3, 3)}), {(2, 2), (2, 4), (4, 2), (4, 4), (8, 8)}))
-    [(2, 2), (2, 4), (4, 2), (4, 4)]
-    """
-    ks = sorted({k for _, k in known})
-    narrowest = min(n for n, _ in known)
-    found = set()
-    for n, k in wanted:
-        wide = max(n, narrowest)
-        for side in bracket([k for k in ks if _spans(known, k, wide)] or ks, k):
-            ns = sorted(n for n, other in known if other == side)
-            found |= {(int(end), int(side)) for end in bracket(ns, wide)}
-    return found
-
-
-def _spans(known: set[tuple[int, int]], k: int, n: int) -> bool:
-    ns = [width for width, other in known if other == k]
-    return min(ns) <= n <= max(ns)
-
-
-def heads_around(wanted: frozenset[Heads], known: set[Heads]) -> set[Heads]:
-    """Return the known heads that are wanted, or lie around those with as many for keys."""
-    found = wanted & known
-    for heads in wanted - known:
-        alike = sorted(other.heads for other in known if other[1:] == heads[1:])
-        if alike:
-            found |= {heads._replace(heads=int(end)) for end in bracket(alike, heads.heads)}
-    return set(found)

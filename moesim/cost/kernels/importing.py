@@ -7,9 +7,10 @@ from pathlib import Path
 
 from moesim.cost.expected import Rates
 from moesim.cost.kernels import llmservingsim, vidur
-from moesim.cost.kernels.aiconfigurator import PACKAGE, Reader, Source
+from moesim.cost.kernels.aiconfigurator import Reader
 from moesim.cost.kernels.exchanges import contradictions
 from moesim.cost.kernels.shapes import Shapes
+from moesim.cost.kernels.sources import PACKAGE, Source
 from moesim.cost.kernels.tables import FORMAT_VERSION, Gemm, Kernels, Origin, Residual
 from moesim.cost.kernels.validation import (
     BY_SHAPE,

@@ -1,9 +1,10 @@
-"""The shapes of kernels that models need, on one device and on each of a group."""
+"""The shapes of kernels that models need, and those of a table that lie around them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moesim.cost.kernels.attention import Heads
+from moesim.cost.kernels.curves import bracket
 from moesim.cost.kernels.experts import Cut, Layer
 from moesim.facts.models import ModelSpec
 
@@ -76,3 +77,35 @@ def _cuts(spec: ModelSpec, fitting: Iterable[int]) -> set[Cut]:
         for parts in GROUPS
         if not ranks % parts and not spec.num_local_experts % parts
     }
+
+
+def around(wanted: frozenset[tuple[int, int]], known: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return the known shapes that are wanted, or lie around those that are.
+
+    >>> sorted(around(frozenset({(3, 3)}), {(2, 2), (2, 4), (4, 2), (4, 4), (8, 8)}))
+    [(2, 2), (2, 4), (4, 2), (4, 4)]
+    """
+    ks = sorted({k for _, k in known})
+    narrowest = min(n for n, _ in known)
+    found = set()
+    for n, k in wanted:
+        wide = max(n, narrowest)
+        for side in bracket([k for k in ks if _spans(known, k, wide)] or ks, k):
+            ns = sorted(n for n, other in known if other == side)
+            found |= {(int(end), int(side)) for end in bracket(ns, wide)}
+    return found
+
+
+def _spans(known: set[tuple[int, int]], k: int, n: int) -> bool:
+    ns = [width for width, other in known if other == k]
+    return min(ns) <= n <= max(ns)
+
+
+def heads_around(wanted: frozenset[Heads], known: set[Heads]) -> set[Heads]:
+    """Return the known heads that are wanted, or lie around those with as many for keys."""
+    found = wanted & known
+    for heads in wanted - known:
+        alike = sorted(other.heads for other in known if other[1:] == heads[1:])
+        if alike:
+            found |= {heads._replace(heads=int(end)) for end in bracket(alike, heads.heads)}
+    return set(found)

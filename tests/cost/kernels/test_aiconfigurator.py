@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moesim.cost.kernels.aiconfigurator import Source, around, heads_around, version_key
 from moesim.cost.kernels.attention import Heads
 from moesim.cost.kernels.importing import from_aiconfigurator
+from moesim.cost.kernels.shapes import around, heads_around
+from moesim.cost.kernels.sources import Source, version_key
 from moesim.cost.kernels.tables import Kernels
 from moesim.errors import ProfileError
 from moesim.facts.catalog import load_device, load_model
