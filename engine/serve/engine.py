@@ -77,10 +77,12 @@ class EngineConfig:
 class Engine:
     """Serves one model on one device.
 
-    >>> # engine = Engine(load_decoder(path, device), config)
-    >>> # record = Record(request_id=0, prompt_tokens=3, output_tokens=8)
-    >>> # engine.submit(record, prompt=[5, 9, 2])
-    >>> # while engine.step(): pass
+    Used so::
+
+        engine = Engine(load_decoder(path, device), config)
+        record = Record(request_id=0, prompt_tokens=3, output_tokens=8)
+        engine.submit(record, prompt=[5, 9, 2])
+        while engine.step(): pass
     """
 
     def __init__(

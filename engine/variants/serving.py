@@ -63,11 +63,13 @@ class VariantsEngine:
     `config` is each variant's: its KV blocks are what it has, whoever is loaded. A variant's
     reconfigurations are in `loads`, when each began and how long it took [s].
 
-    >>> # family = load_family({"base": base, "chat": chat}, Sharing(), device)
-    >>> # engine = VariantsEngine(family, config, Turns(policy="drain"))
-    >>> # record = Record(request_id=0, model="chat", prompt_tokens=3, output_tokens=8)
-    >>> # engine.submit(record, prompt=[5, 9, 2])
-    >>> # while engine.step(): pass
+    Used so::
+
+        family = load_family({"base": base, "chat": chat}, Sharing(), device)
+        engine = VariantsEngine(family, config, Turns(policy="drain"))
+        record = Record(request_id=0, model="chat", prompt_tokens=3, output_tokens=8)
+        engine.submit(record, prompt=[5, 9, 2])
+        while engine.step(): pass
     """
 
     def __init__(

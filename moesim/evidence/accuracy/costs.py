@@ -15,6 +15,7 @@ from moesim.cost.roofline import on_slice, roofline_profile
 from moesim.errors import ProfileError
 from moesim.evidence.accuracy.experiments import System
 from moesim.evidence.accuracy.names import UnknownRowError, shipped_device
+from moesim.evidence.accuracy.routing import routed_alike
 from moesim.facts.catalog import shipped
 from moesim.scenario import ROOFLINE
 from moesim.serving.iterations import Floats
@@ -137,11 +138,10 @@ class Costs:
         return tuple(1 + residual for residual in residuals)
 
     def _make_cost(self, system: System, tokens: int, sequences: int) -> Cost:
-        return CostModel(
-            self._profiles(system, tokens, sequences),
-            max_batched_tokens=tokens,
-            max_num_seqs=sequences,
-        )
+        profile = self._profiles(system, tokens, sequences)
+        if system.alike and system.spec.num_local_experts:
+            profile = routed_alike(profile)
+        return CostModel(profile, max_batched_tokens=tokens, max_num_seqs=sequences)
 
     def _make_profile(self, system: System, tokens: int, sequences: int) -> Profile:
         device, name = shipped_device(system.device), self.profile_of(system.device)

@@ -17,7 +17,6 @@ from moesim.evidence.accuracy.experiments import Figure, understood
 from moesim.evidence.accuracy.factors import with_factors
 from moesim.evidence.accuracy.paces import Fit, fitted_paces, paces_of
 from moesim.evidence.accuracy.predictions import Paces, Prediction, Told, predicted
-from moesim.evidence.accuracy.routing import RoutedCosts
 from moesim.evidence.accuracy.served import found_on
 from moesim.evidence.accuracy.table import Row, read_table
 from moesim.scenario import ROOFLINE
@@ -89,7 +88,7 @@ def accuracy(
     told = told or _silent
     chosen = choice.of(read_table(path))
     known = understood(chosen)
-    costs, rooflines = RoutedCosts(profile), RoutedCosts(ROOFLINE)
+    costs, rooflines = Costs(profile), Costs(ROOFLINE)
     fits = fitted_paces(known.figures, costs)
     paces = paces_of(known.figures, fits)
     own = predicted(known.figures, costs, paces=paces, told=_part(told, 0), what="simulating")
