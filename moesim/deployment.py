@@ -26,6 +26,7 @@ class Scheduler(_Part):
     policy: Literal[
         "chunked_prefill",
         "prefill_priority",
+        "padded_prefill",
         "static",
         "no_evict",
         "no_evict_chunked",

@@ -134,17 +134,18 @@ class Cost(ABC):
         """Say for each operation asked for what its answers rest on."""
 
     def iteration_s(self, batch: Batch) -> float:
-        """Return the duration of one iteration [s]."""
+        """Return the duration of one iteration, padding computed like tokens [s]."""
         tokens = emitting = decodes = context = 0
         prefill_s = 0.0
         for chunk in batch.chunks:
-            tokens += chunk.new_tokens
+            new_tokens = max(chunk.new_tokens, batch.padded_to)
+            tokens += new_tokens
             emitting += chunk.emits
-            if chunk.new_tokens == 1:
+            if new_tokens == 1:
                 decodes += 1
                 context += chunk.context + 1
             else:
-                prefill_s += self.prefill_attention_s(chunk.new_tokens, chunk.context)
+                prefill_s += self.prefill_attention_s(new_tokens, chunk.context)
         return prefill_s + self.but_prefill_attention_s(
             tokens, len(batch.chunks), emitting, decodes, context
         )

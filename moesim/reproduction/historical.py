@@ -3,10 +3,13 @@
 Only ratios are published: 31.6 between p90 latencies, 7.6 between throughputs under a target on
 latency. Sought are the load and the target at which they are that. All engines run the same
 measured kernels; the baselines' hosts are fitted on what vLLM took for another workload.
+
+The baselines take a step of their own for every few prompts, and a hundred times as long to
+simulate as the efficient engine: what takes longest is run in the middle trial alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
@@ -32,7 +35,6 @@ LOADS = (
     10.0,
     15.0,
     20.0,
-    25.0,
     30.0,
     40.0,
     50.0,
@@ -41,7 +43,6 @@ LOADS = (
     80.0,
     90.0,
     100.0,
-    120.0,
 )
 """Offered rates, of which the scenarios are written with the first [requests/s]."""
 
@@ -49,10 +50,10 @@ FEWEST = 2000
 """Requests of a run at least."""
 
 EDGE_PER_S = 90.0
-"""The last of these that the efficient engine serves, where ratios of latencies are largest."""
+"""The last of these that the efficient engine serves in the middle trial."""
 
 LOW_PER_S = 15.0
-"""Up to here prompts before decodes are quick to simulate."""
+"""Up to here the baselines run in every trial."""
 
 TARGETS_S = tuple(np.geomspace(0.5, 60, 60).tolist())
 """Targets on p90 latency [s]."""
@@ -61,6 +62,9 @@ LATENCY_RATIO, THROUGHPUT_RATIO = 31.6, 7.6
 """The published ratios."""
 
 BASELINES = ("fused", "dense")
+
+ORDERS = ("first", "chunked")
+"""Other orders of prompts and decodes, which the early fused baseline is tried with."""
 
 MEASURED_S = {1: 0.762, 4: 1.449, 16: 2.893, 64: 7.537}
 """What vLLM took on two A100, as it published, by requests at once; 1000 tokens in, 50 out [s]."""
@@ -71,11 +75,24 @@ LARGE = 512
 ANCHORED = 64
 """Requests at once that the anchor's scenario is written with."""
 
-SWEPT = 0.6
+SWEPT = 0.9
 """Share of the time that the sweeps take."""
 
 Sweep = Mapping[float, Runs]
 """p90 latency by load, in each trial [s]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """p90 latencies of a baseline [s], and its ratios to the efficient engine's.
+
+    `low` up to LOW_PER_S in all trials, `middle` at all loads in the middle one alone. `ratios` are
+    one in each trial, at the load where it is likely to be largest.
+    """
+
+    low: Sweep
+    middle: Sweep
+    ratios: Runs
 
 
 def reproduce_historical(told: Told, trials: Sequence[Trial]) -> Outcome:
@@ -84,33 +101,37 @@ def reproduce_historical(told: Told, trials: Sequence[Trial]) -> Outcome:
     anchor = publication.scenario("anchor")
     centred = centred_on(read(anchor).profiles["mixtral"], trials)
     host_s = host_of(anchor)
-    sweeps: dict[str, dict[float, Runs]] = {}
-    for place, name in enumerate(("efficient", *BASELINES)):
-        hosted = [replace(trial, host_s=host_s * (name in BASELINES)) for trial in centred]
-        scenario = publication.scenario(name)
-        sweeps[name] = {}
-        for step, load in enumerate(LOADS):
-            told(SWEPT * (place + step / len(LOADS)) / 3)
-            there = at(scenario, load)
-            sweeps[name][load] = over_trials(there, p90, hosted)["latency_s"]
+    hosted = [replace(trial, host_s=host_s) for trial in centred]
+    engine = publication.scenario("efficient")
+    efficient = _sweep(engine, LOADS, centred)
+    swept = {}
+    for place, name in enumerate(BASELINES):
+
+        def within(share: float, place: int = place) -> None:
+            told(SWEPT * (place + share) / len(BASELINES))
+
+        swept[name] = _swept(publication.scenario(name), efficient, hosted, within)
+    told(SWEPT)
+    operations, traffic = dense_beside_fused(publication)
     runs = {
         f"{name}.{figure}": values
         for name in BASELINES
-        for figure, values in _against(sweeps["efficient"], sweeps[name]).items()
+        for figure, values in _against(efficient, swept[name]).items()
     }
-    told(SWEPT)
-    operations, traffic = dense_beside_fused(publication)
-    hosted = [replace(trial, host_s=host_s) for trial in centred]
-    runs |= _prompts_first(publication.scenario("fused.first"), sweeps["efficient"], hosted)
+    middle = _middle(hosted)
+    for order in ORDERS:
+        scenario = publication.scenario(f"fused.{order}")
+        latency_s = p90(tried(at(scenario, EDGE_PER_S), middle))["latency_s"]
+        runs[f"fused.{order}"] = latency_s / _in_middle(efficient)[EDGE_PER_S]
     runs |= {
-        "dolly": tokens_of(at_load(publication.scenario("efficient"), LOADS[-1]), trials),
+        "dolly": tokens_of(at_load(engine, LOADS[-1]), trials),
         "dense.operations": np.array([operations]),
         "dense.traffic": np.array([traffic]),
     }
     return Outcome(
         publication=publication,
         claims=tuple(judged(publication, name, runs[name]) for name in publication.claims),
-        pictures=_pictures(publication, sweeps),
+        pictures=_pictures(publication, efficient, swept),
         fitted=(_fitted(host_s),),
     )
 
@@ -141,25 +162,46 @@ def p90(result: Result) -> dict[str, float]:
     return {"latency_s": result.metrics()["overall"]["turnaround_s"]["p90"]}
 
 
-def _prompts_first(
-    scenario: Scenario, efficient: Sweep, hosted: Sequence[Trial]
-) -> dict[str, Runs]:
-    """Return the ratios of the fused baseline with prompts before decodes, by claim.
+def _sweep(scenario: Scenario, loads: Sequence[float], trials: Sequence[Trial]) -> Sweep:
+    return {load: over_trials(at(scenario, load), p90, trials)["latency_s"] for load in loads}
 
-    At low loads, and in one trial at the edge: with a step of its own for every few prompts it
-    takes a hundred times as long to simulate.
+
+def _swept(
+    scenario: Scenario, efficient: Sweep, trials: Sequence[Trial], told: Callable[[float], None]
+) -> Swept:
+    """Return what a baseline takes, as far as it is run."""
+    low = _sweep(scenario, [load for load in LOADS if load <= LOW_PER_S], trials)
+    middle = dict(_in_middle(low))
+    for load in LOADS:
+        told(load / LOADS[-1] / 2)
+        if load not in middle:
+            middle |= _sweep(scenario, [load], [_middle(trials)])
+    ratios = []
+    for place, (load, trial) in enumerate(zip(likely(efficient, middle), trials, strict=True)):
+        told((1 + place / len(trials)) / 2)
+        known = trial is _middle(trials)
+        latency_s = middle[load] if known else _sweep(scenario, [load], [trial])[load]
+        ratios.append(latency_s / efficient[load][place])
+    return Swept(low=low, middle=middle, ratios=np.concatenate(ratios))
+
+
+def likely(efficient: Sweep, middle: Sweep) -> list[float]:
+    """Return the load in each trial at which latencies are likely to differ most.
+
+    The baseline's latency there is taken from its middle trial.
     """
-    middle = len(hosted) // 2
-    low = {
-        load: over_trials(at(scenario, load), p90, hosted)["latency_s"]
-        for load in LOADS
-        if load <= LOW_PER_S
-    }
-    edge = p90(tried(at_load(scenario, EDGE_PER_S), hosted[middle]))["latency_s"]
-    return {
-        "fused.first.latency": np.array([edge / efficient[EDGE_PER_S][middle]]),
-        "fused.first.throughput": np.nanmax(throughput_ratios(efficient, low), axis=0),
-    }
+    loads = list(middle)
+    ratios = np.array([middle[load] / efficient[load] for load in loads])  # (loads, trials)
+    return [loads[place] for place in ratios.argmax(axis=0)]
+
+
+def _middle(trials: Sequence[Trial]) -> Trial:
+    return trials[len(trials) // 2]
+
+
+def _in_middle(sweep: Sweep) -> Sweep:
+    """Return what a sweep over all trials has for the middle one."""
+    return {load: runs[[len(runs) // 2]] for load, runs in sweep.items()}
 
 
 def host_of(anchor: Scenario) -> float:
@@ -197,13 +239,13 @@ def dense_beside_fused(publication: Publication) -> tuple[float, float]:
     return operations, traffic
 
 
-def _against(efficient: Sweep, baseline: Sweep) -> dict[str, Runs]:
-    """Return the ratios' maxima, and where they are the published ones, in each trial."""
-    latencies = latency_ratios(efficient, baseline)
-    throughputs = throughput_ratios(efficient, baseline)
+def _against(efficient: Sweep, baseline: Swept) -> dict[str, Runs]:
+    """Return the ratios' maxima in each trial, and where they are the published ones."""
+    throughputs = throughput_ratios(efficient, baseline.low)
+    latencies = latency_ratios(_in_middle(efficient), baseline.middle)
     return {
-        "latency": latencies.max(axis=0),
-        "load": _first_at(LOADS, latencies, LATENCY_RATIO),
+        "latency": baseline.ratios,
+        "load": _first_at(list(baseline.middle), latencies, LATENCY_RATIO),
         "throughput": np.nanmax(throughputs, axis=0),
         "slo": _first_at(TARGETS_S[::-1], throughputs[::-1], THROUGHPUT_RATIO),
     }
@@ -211,7 +253,7 @@ def _against(efficient: Sweep, baseline: Sweep) -> dict[str, Runs]:
 
 def latency_ratios(efficient: Sweep, baseline: Sweep) -> Runs:
     """Return the baseline's p90 latency over the efficient engine's, (loads, trials)."""
-    return np.array([baseline[load] / efficient[load] for load in LOADS])
+    return np.array([baseline[load] / efficient[load] for load in baseline])
 
 
 def throughput_ratios(efficient: Sweep, baseline: Sweep) -> Runs:
@@ -253,8 +295,12 @@ def _fitted(host_s: float) -> Constant:
     )
 
 
-def _pictures(publication: Publication, sweeps: Mapping[str, Sweep]) -> tuple[Picture, ...]:
-    names = {name: publication.scenarios[name]["name"] for name in sweeps}
+def _pictures(
+    publication: Publication, efficient: Sweep, swept: Mapping[str, Swept]
+) -> tuple[Picture, ...]:
+    names = {name: publication.scenarios[name]["name"] for name in ("efficient", *swept)}
+    alone = _in_middle(efficient)
+    sweeps = {"efficient": efficient, **{name: each.middle for name, each in swept.items()}}
     within = {name: _within_targets(sweep) for name, sweep in sweeps.items()}
     met = {
         name: np.flatnonzero(np.isfinite(loads).all(axis=1))[::2] for name, loads in within.items()
@@ -265,7 +311,8 @@ def _pictures(publication: Publication, sweeps: Mapping[str, Sweep]) -> tuple[Pi
             x_title="Load [requests/s]",
             y_title="p90 latency [s]",
             curves=tuple(
-                curve(names[name], LOADS, list(sweep.values())) for name, sweep in sweeps.items()
+                curve(names[name], list(sweep), list(sweep.values()))
+                for name, sweep in sweeps.items()
             ),
             published={},
             log_y=True,
@@ -275,8 +322,8 @@ def _pictures(publication: Publication, sweeps: Mapping[str, Sweep]) -> tuple[Pi
             x_title="Load [requests/s]",
             y_title="Ratio",
             curves=tuple(
-                curve(names[name], LOADS, list(latency_ratios(sweeps["efficient"], sweeps[name])))
-                for name in BASELINES
+                curve(names[name], LOADS, list(latency_ratios(alone, each.middle)))
+                for name, each in swept.items()
             ),
             published={},
             log_y=True,

@@ -9,6 +9,7 @@ is computed again from its first token (recompute), or they are copied to host m
 An iteration is `schedule()`, then the forward pass (or its duration), then `advance()`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moesim.serving.kv_cache import KvCache
@@ -137,11 +138,14 @@ class Scheduler:
                 sequence.generated += 1
                 self.waiting.served(sequence, 1)
                 emitted.append(sequence)
-        return emitted, self.retire()
+        return emitted, self._retire(emitted)
 
     def retire(self) -> list[Sequence]:
         """Free the blocks of every running sequence that is finished, and return those."""
-        finished = [sequence for sequence in self.running if sequence.finished]
+        return self._retire(self.running)
+
+    def _retire(self, among: Iterable[Sequence]) -> list[Sequence]:
+        finished = [sequence for sequence in among if sequence.finished]
         for sequence in finished:
             self._release(sequence)
         if finished:
@@ -238,10 +242,23 @@ class Scheduler:
                 return
             if not policy.mixed and sequence.swapped and not swapped_only:
                 return
-            if not self._enter(sequence, *opening, batch):
+            padded_to = 0 if swapped_only else self._padded_to(batch, opening[1])
+            if padded_to is None or not self._enter(sequence, *opening, batch):
                 return
+            batch.padded_to = padded_to
             batch.chunks.append(Chunk(sequence, opening[1], sequence.computed))
             budget -= opening[1]
+
+    def _padded_to(self, batch: Batch, new_tokens: int) -> int | None:
+        """Return what prompts are padded to with one more beside them, None if that is too much."""
+        most = self.limits.policy.padding
+        if most is None:
+            return 0
+        longest = max(batch.padded_to, new_tokens)
+        computed = (len(batch.chunks) + 1) * longest
+        padding = computed - batch.tokens - new_tokens
+        fits = computed <= self.limits.max_batched_tokens and padding <= most
+        return longest if fits else None
 
     def _shared(self, sequence: Sequence) -> int:
         """Return how many kept blocks a sequence would share if it entered now."""

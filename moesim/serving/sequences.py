@@ -82,8 +82,10 @@ class Batch:
     """Names of kept blocks whose room was needed, for whoever keeps their content."""
     cached_tokens: int = 0
     """Tokens in the KV cache before the iteration, those that sequences share counted once."""
+    padded_to: int = 0
+    """Tokens that every chunk is computed with if it has fewer; 0 where none is padded."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that enter the model in this iteration."""
+        """Tokens that enter the model in this iteration, padding not counted."""
         return sum(chunk.new_tokens for chunk in self.chunks)

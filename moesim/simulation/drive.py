@@ -116,19 +116,17 @@ class Drive:
         return self.replica.iteration_s(batch, self.course.cost)
 
     def _same_again(self) -> Pass | None:
-        """Return the pass of as many equal iterations as can be foreseen, None if fewer than 2."""
-        scheduler, now_s = self.scheduler, self.course.now_s
+        """Return the pass of as many equal iterations as are foreseen, None unless all decode."""
+        scheduler = self.scheduler
         running = scheduler.running
-        most = min((s.output_tokens - s.generated for s in running), default=0)
-        if most < 2 or len(running) > scheduler.limits.max_batched_tokens:
-            return None
-        if self._somebody_enters():
+        if self._somebody_enters() or len(running) > scheduler.limits.max_batched_tokens:
             return None
         for sequence in running:
-            if sequence.last_token_s != now_s or not sequence.decodes:
+            if not sequence.decodes:
                 return None
+        most = min([s.output_tokens - s.generated for s in running], default=0)
         most = self._most_before_blocks_run_out(most)
-        return self._repeating(most) if most > 1 else None
+        return self._repeating(most) if most else None
 
     def _repeating(self, most: int) -> Pass:
         """Return the pass of `most` iterations in which all who run decode."""
@@ -178,8 +176,7 @@ class Drive:
         scheduler, course = self.scheduler, self.course
         running = scheduler.running
         count = len(running)
-        cached = scheduler.cached_tokens()
-        self._rows.append((start_s, step.base_s, step.growth_s, iterations, count, count, cached))
+        self._log(step, iterations, start_s)
         course.batched_tokens += iterations * count
         context = sum([sequence.computed for sequence in running])
         self.replica.cost.asked.include(context=context + count * iterations)
@@ -193,6 +190,20 @@ class Drive:
                 sequence.blocks = blocks
             scheduler.waiting.served(sequence, iterations)
         return scheduler.retire()
+
+    def _log(self, step: Pass, iterations: int, start_s: float) -> None:
+        """Log decodes that ran several times; who was passed over before has one late gap first."""
+        running, cached = self.scheduler.running, self.scheduler.cached_tokens()
+        count, first_s, growth_s = len(running), step.base_s, step.growth_s
+        waited = [sequence for sequence in running if sequence.last_token_s != start_s]
+        if waited:
+            until_s = start_s + first_s
+            self.course.late.extend([(s.request_id, s.last_token_s, until_s) for s in waited])
+            self._rows.append((start_s, first_s, 0.0, 1, count - len(waited), count, cached))
+            start_s, first_s = until_s, first_s + growth_s
+            iterations, cached = iterations - 1, cached + count
+        if iterations:
+            self._rows.append((start_s, first_s, growth_s, iterations, count, count, cached))
 
     def _ran(self, batch: Batch, duration_s: float, start_s: float) -> list[Sequence]:
         """Account for one iteration that the scheduler put together."""

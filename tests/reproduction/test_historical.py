@@ -9,6 +9,7 @@ from moesim.reproduction.historical import (
     Sweep,
     centred_on,
     latency_ratios,
+    likely,
     throughput_ratios,
 )
 from moesim.reproduction.publication import load_publication
@@ -21,7 +22,7 @@ def sweep(slope_s: float, most: float = LOADS[-1]) -> Sweep:
 
 
 def test_a_baseline_that_is_three_times_slower_serves_a_third_of_the_load() -> None:
-    """Where neither is off its sweep: latencies from 3 s on, up to those of the faster at 120."""
+    """Where neither is off its sweep: latencies from 3 s on, up to those of the faster at 100."""
     ratios = throughput_ratios(sweep(1.0), sweep(3.0))[:, 0]
     within = (np.array(TARGETS_S) >= 3) & (np.array(TARGETS_S) <= LOADS[-1])
     assert ratios[within] == pytest.approx(3)
@@ -35,6 +36,18 @@ def test_a_sweep_that_ends_early_says_nothing_of_targets_beyond() -> None:
     targets = np.array(TARGETS_S)
     assert np.isfinite(ratios[(targets >= 0.5) & (targets <= 1.5)]).all()
     assert np.isnan(ratios[targets > 1.5]).all()
+
+
+def test_each_trial_has_the_load_at_which_its_engine_is_about_to_saturate() -> None:
+    """A baseline that queues from 40 on, beside engines that do so from 70 and from 90 on."""
+    loads = np.array(LOADS)
+    early, late = (1 + 100 * np.maximum(0, loads - saturated) for saturated in (70, 90))
+    efficient = {
+        load: np.array(both)
+        for load, both in zip(LOADS, zip(early, late, strict=True), strict=True)
+    }
+    middle = {load: np.array([1 + 2 * max(0.0, load - 40)]) for load in LOADS}
+    assert likely(efficient, middle) == [70, 90]
 
 
 def test_errors_are_centred_on_none() -> None:

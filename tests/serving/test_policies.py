@@ -5,7 +5,7 @@ A batch is shown as (request, new tokens, tokens cached before). Blocks have 4 t
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -147,13 +147,82 @@ def test_prefill_priority_computes_prompts_up_to_the_budget() -> None:
     ]
 
 
+# Padding, as vLLM had it from October 2023 to March 2024.
+
+
+def _padded(*prompts: int, budget: int, padding: int) -> list[tuple[list[int], int]]:
+    """Serve prompts that all wait; return who entered together, and padded to what."""
+    limits = Limits(
+        max_num_seqs=100,
+        max_batched_tokens=budget,
+        max_model_len=1000,
+        policy=replace(POLICIES["padded_prefill"], padding=padding),
+    )
+    scheduler = Scheduler(limits, KvCache(num_blocks=1000, block_size=4))
+    _submit(scheduler, *((prompt, 1) for prompt in prompts))
+    log = []
+    while not scheduler.idle:
+        batch = _step(scheduler)
+        log.append(([chunk.new_tokens for chunk in batch.chunks], batch.padded_to))
+    return log
+
+
+def test_a_prompt_waits_that_would_bring_too_much_padding() -> None:
+    """7 and 9 take 2 tokens of padding; 4 would take 5 more, and 12 beside 4 takes 8 of 6."""
+    assert _padded(7, 9, 4, 12, budget=99, padding=6) == [([7, 9], 9), ([4], 4), ([12], 12)]
+    assert _padded(7, 9, 4, 12, budget=99, padding=8) == [([7, 9, 4], 9), ([12], 12)]
+
+
+def test_the_budget_holds_prompts_with_their_padding() -> None:
+    """3 x 9 tokens are more than 26, though the prompts have 20."""
+    assert _padded(7, 9, 4, budget=26, padding=99) == [([7, 9], 9), ([4], 4)]
+    assert _padded(7, 9, 4, budget=27, padding=99) == [([7, 9, 4], 9)]
+
+
+def test_decodes_are_not_padded() -> None:
+    """Answers of two tokens: after both prompts a step of one token each."""
+    scheduler = _scheduler("padded_prefill", (4, 2), (6, 2))
+    batches = [_step(scheduler) for _ in range(2)]
+    assert [batch.padded_to for batch in batches] == [6, 0]
+    assert _chunks(batches[1]) == [(0, 1, 4), (1, 1, 6)]
+
+
+@given(
+    prompts=st.lists(st.integers(1, 40), min_size=1, max_size=25),
+    budget=st.integers(40, 200),
+    padding=st.integers(0, 60),
+)
+def test_whoever_enters_together_is_the_longest_run_of_the_queue_that_may(
+    prompts: list[int], budget: int, padding: int
+) -> None:
+    """By brute force: of every run from the head that keeps both limits at each of its lengths."""
+
+    def may(several: list[int]) -> bool:
+        rectangle = max(several) * len(several)
+        return rectangle <= budget and rectangle - sum(several) <= padding
+
+    expected, left = [], list(prompts)
+    while left:
+        runs = [n for n in range(1, len(left) + 1) if all(may(left[:m]) for m in range(1, n + 1))]
+        together, left = left[: max(runs)], left[max(runs) :]
+        expected.append((together, max(together)))
+    assert _padded(*prompts, budget=budget, padding=padding) == expected
+
+
+def test_others_do_not_pad() -> None:
+    for name, policy in POLICIES.items():
+        assert (policy.padding is None) == (name != "padded_prefill")
+        scheduler = _scheduler(name, (4, 2), (6, 2))
+        assert bool(_step(scheduler).padded_to) == (name == "padded_prefill")
+
+
 @pytest.mark.parametrize(
     ("prompt", "output", "refusing"),
     [
         (8, 1, []),
         (5, 4, []),
         # Preempted at its last token, 5 + 4 known tokens would have to enter.
-        (5, 5, ["max_utilisation", "prefill_priority"]),
+        (5, 5, ["max_utilisation", "padded_prefill", "prefill_priority"]),
         (9, 1, WHOLE),
     ],
 )
