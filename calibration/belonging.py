@@ -1,6 +1,6 @@
 """Whether profile, checkpoints, scenario and host of a validation belong together."""
 
-from calibration.calibrate import name_of
+from calibration.calibrate import name_of, uuid_hash_of
 from calibration.host import Host
 from calibration.models import model_digest
 from calibration.plan import Plan
@@ -35,8 +35,13 @@ def check_belonging(plan: Plan, host: Host) -> None:
             f"the profile was measured on {made.device}, this is {here}; choose that by --gpu, or "
             "profile here first: moesim-calibrate profile"
         )
-    spec = plan.profile.spec
-    if not plan.variants and made.model_digest != model_digest(plan.model, spec):
+    if made.device_hash not in (None, uuid_hash_of(plan.device)):
+        raise CalibrationError(
+            f"the profile was measured on another {made.device} of this host; choose that by "
+            "--gpu, or profile here first: moesim-calibrate profile"
+        )
+    spec, narrowed = plan.profile.spec, plan.profile.narrowed
+    if not plan.variants and made.model_digest != model_digest(plan.model, spec, narrowed):
         raise CalibrationError(
             f"--model: {plan.model} is not the checkpoint that was profiled "
             f"({made.model_source}); profile it first"

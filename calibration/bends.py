@@ -45,7 +45,8 @@ def rows_of(points: Sequence[Point], samples: Samples) -> dict[bool, list[Row]]:
         return point.chunked, point.tokens
 
     found: dict[bool, list[Row]] = {True: [], False: []}
-    for (chunked, size), row in groupby(sorted(points, key=kind), key=kind):
+    timed = sorted((point for point in points if not point.replayed), key=kind)
+    for (chunked, size), row in groupby(timed, key=kind):
         seen = [_median_and_error(_by_size(point, samples[point.key])) for point in row]
         found[chunked].append(
             Row(size, sum(seconds for seconds, _ in seen), max(error for _, error in seen))

@@ -18,6 +18,7 @@ import torch
 from calibration.grid import Grid, Point, held_out
 from calibration.host import Host
 from calibration.models import model_digest, open_model
+from calibration.nvml import digest as digest_of
 from calibration.operations import cells_of, measure
 from calibration.partial import Partial
 from calibration.probe import PROBED, probe_s
@@ -34,6 +35,7 @@ from moesim.cost.iteration import CostModel
 from moesim.cost.profile import (
     COORDINATES,
     Cell,
+    Formats,
     Kv,
     Profile,
     Provenance,
@@ -85,6 +87,13 @@ def name_of(device: torch.device, host: Host) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else host.cpu
 
 
+def uuid_hash_of(device: torch.device) -> str | None:
+    """Return the hash of a GPU's UUID, as `detect` prints it; None of a CPU."""
+    if device.type != "cuda":
+        return None
+    return digest_of(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
 def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = silent) -> Profile:
     """Profile a model on this host and write the profile to `out`.
 
@@ -103,7 +112,7 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     spec = engine.runner.decoder.spec
     if settings.transfers is not None:
         settings.transfers.check(spec)
-    digest = model_digest(settings.model, spec, settings.precision)
+    digest = model_digest(settings.model, spec, _narrowed(settings, engine))
     partial = Partial.open(out, _setting(settings, engine, host, digest))
     rng = np.random.default_rng(0)
     grid = Grid(
@@ -111,8 +120,9 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
         limits=engine.config.limits,
         kv_tokens=_kv_tokens(engine),
         block_size=BLOCK_SIZE,
+        graphs=engine.runner.decode_graphs,
     )
-    mixed = held_out(engine.config.limits, _kv_tokens(engine))
+    mixed = held_out(engine.config.limits, _kv_tokens(engine), graphs=grid.graphs)
     started = time.perf_counter() - partial.spent_s
     _warm_up(engine, grid.points(), rng)
     progress(0.05, "watching the router")
@@ -135,7 +145,7 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     profile = profile.model_copy(update={"verdict": profile.verdict.model_copy(update=probes)})
     if settings.transfers is not None:
         found = measure_transfers(
-            engine, settings.model, settings.transfers, settings.device, progress
+            engine, settings.model, settings.transfers, settings.device, progress, partial
         )
         profile = profile.model_copy(update={"transfers": found})
     save_profile(profile, out)
@@ -167,6 +177,11 @@ def engine_for(settings: Settings) -> Engine:
     return engine
 
 
+def _narrowed(settings: Settings, engine: Engine) -> Precision | None:
+    """Return what the weights were narrowed to; None where they are as the model has them."""
+    return engine.runner.decoder.precision if settings.precision else None
+
+
 def _kv_tokens(engine: Engine) -> int:
     return engine.config.num_blocks * engine.config.block_size
 
@@ -175,7 +190,7 @@ def _setting(settings: Settings, engine: Engine, host: Host, digest: str) -> dic
     return {
         "model": digest,
         "host": host.hash,
-        "device": settings.device.type,
+        "device": uuid_hash_of(settings.device) or settings.device.type,
         "torch": torch.__version__,
         "max_num_seqs": settings.max_num_seqs,
         "max_batched_tokens": settings.max_batched_tokens,
@@ -187,7 +202,9 @@ def _setting(settings: Settings, engine: Engine, host: Host, digest: str) -> dic
 
 
 def _warm_up(engine: Engine, grid: list[Point], rng: np.random.Generator) -> None:
-    for point in (grid[0], grid[len(grid) // 2], grid[-1]) * 2:
+    launched = [point for point in grid if not point.replayed]
+    replayed = [point for point in grid if point.replayed]
+    for point in [launched[0], launched[len(launched) // 2], launched[-1], *replayed[-1:]] * 2:
         measure(engine, point, rng)
 
 
@@ -202,7 +219,7 @@ def _profile(
     digest: str,
     duration_s: float,
 ) -> Profile:
-    spec = engine.runner.decoder.spec
+    spec, narrowed = engine.runner.decoder.spec, _narrowed(settings, engine)
     operations = _cells(grid, partial)
     draft = Profile(
         format="moesim-profile",
@@ -212,12 +229,14 @@ def _profile(
         kv=Kv(block_size=BLOCK_SIZE, num_blocks=engine.config.num_blocks),
         router=router,
         operations=operations,
+        precision=Formats.model_validate(asdict(narrowed)) if narrowed else None,
         decode_graphs=engine.runner.decode_graphs,
         provenance=Provenance(
             device=name_of(settings.device, host),
             device_kind="cuda" if settings.device.type == "cuda" else "cpu",
             share=settings.share or None,
             host_hash=host.hash,
+            device_hash=uuid_hash_of(settings.device),
             software={
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -249,7 +268,7 @@ def _cells(grid: list[Point], partial: Partial) -> dict[str, list[Cell]]:
         samples = partial.samples[point.key]
         for name, at in cells_of(point).items():
             if name in samples:
-                pooled[name].setdefault(at, []).extend(samples[name])
+                pooled.setdefault(name, {}).setdefault(at, []).extend(samples[name])
     cells: dict[str, list[Cell]] = {}
     for name, by_place in pooled.items():
         cells[name] = []

@@ -329,7 +329,6 @@ def validate(
     from moesim.cost.profile import load_profile
     from moesim.errors import CalibrationError
     from moesim.evidence.validation import comparison_json
-    from moesim.facts.precision import OF_DTYPE
     from moesim.scenario import load_scenario
     from moesim.views.terminal import show_comparison
 
@@ -344,7 +343,7 @@ def validate(
     scenario = (
         served_together(scenario, folders)
         if folders
-        else scenario.served_here(model, OF_DTYPE[measured.spec.dtype])
+        else scenario.served_here(model, measured.formats.experts, measured.formats.kv)
     )
     plan = Plan(
         scenario=scenario if trace is None else scenario.with_trace(trace),

@@ -12,6 +12,7 @@ from itertools import cycle, product
 import torch
 from torch import Tensor
 
+from calibration.rounds import FEWEST_ROUNDS
 from calibration.timing import median_and_spread
 from engine.model.decoder import Decoder
 from engine.variants.host import HostMemory
@@ -27,6 +28,9 @@ PARTS = (1, 2, 4)
 IN_FLIGHT = (1, 2, 4)
 VARIANTS = 2
 ROUNDS = 9
+
+SWAP_ROUNDS = FEWEST_ROUNDS
+"""Whole models take seconds a copy, and long copies scatter little."""
 
 
 def expert_loads(
@@ -61,7 +65,10 @@ def expert_loads(
 
 
 def swaps(
-    spec: ModelSpec, device: torch.device, rounds: int = ROUNDS, notes: list[str] | None = None
+    spec: ModelSpec,
+    device: torch.device,
+    rounds: int = SWAP_ROUNDS,
+    notes: list[str] | None = None,
 ) -> list[Swap]:
     """Time the replacing of a non-expert set and of a whole model, packed and tensor by tensor.
 

@@ -31,7 +31,8 @@ def foresee(plan: Plan) -> Foreseen:
             "or a file that moesim-calibrate datasheet wrote"
         )
     scenario, parts = realised(plan.scenario, plan.device)
-    profiles = dict(plan.profiles)
+    # Engines on shares capture no graphs, which stay in the context that they were captured in.
+    profiles = {name: profile.launched() for name, profile in plan.profiles.items()}
     for name, own in plan.share_profiles.items():
         require_share(own, parts[name], f"--share-profiles: {name}")
         profiles[name] = own

@@ -1,7 +1,9 @@
 """Which iterations to measure: a grid of batches that covers what a replica can meet.
 
 A decode batch of B sequences and a prefill chunk of n tokens give all operations at once. Context
-and distinct experts act on different operations, so one sweep moves both.
+and distinct experts act on different operations, so one sweep moves both. Decodes that the engine
+replays as a graph are measured whole besides, as it serves them: at every captured size, at the
+shortest and the longest context, so that attention is told from the rest.
 """
 
 from dataclasses import dataclass
@@ -12,8 +14,14 @@ import numpy as np
 from moesim.facts.models import ModelSpec
 from moesim.serving.scheduling import Limits
 
-POINT_KEY = r"^\d+@\d+(,\d+@\d+)*/(\d+|None)$"
+POINT_KEY = r"^\d+@\d+(,\d+@\d+)*/(\d+|None|replayed)$"
 """The form of a point's name."""
+
+REPLAYED = "replayed"
+
+
+SHORTEST = 16
+"""Context of the shortest decodes [tokens]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +34,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One batch to measure; `distinct` experts hit in every layer, None for natural routing."""
+    """One batch to measure; `distinct` experts hit in every layer, None for natural routing.
+
+    One that is `replayed` runs whole as the engine serves it, in place of operation by operation.
+    """
 
     parts: tuple[Part, ...]
     distinct: int | None = None
+    replayed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -50,7 +62,7 @@ class Point:
     def key(self) -> str:
         """A name for the point in a partial file."""
         parts = ",".join(f"{part.new_tokens}@{part.context}" for part in self.parts)
-        return f"{parts}/{self.distinct}"
+        return f"{parts}/{REPLAYED if self.replayed else self.distinct}"
 
     @classmethod
     def of(cls, key: str) -> Self:
@@ -63,7 +75,8 @@ class Point:
         pairs = [part.split("@") for part in parts.split(",")]
         return cls(
             tuple(Part(int(new), int(context)) for new, context in pairs),
-            None if distinct == "None" else int(distinct),
+            int(distinct) if distinct.isdecimal() else None,
+            distinct == REPLAYED,
         )
 
 
@@ -75,15 +88,27 @@ class Grid:
     limits: Limits
     kv_tokens: int
     block_size: int
+    graphs: tuple[int, ...] = ()
+    """The sizes at which the engine replays decodes."""
 
     def decodes(self, sequences: int) -> list[Point]:
         """Return a row of so many decodes at several contexts; empty if the cache has no room."""
-        room = self.kv_tokens // sequences - self.block_size
-        longest = min(self.limits.max_model_len - 1, room)
+        longest = self._longest(sequences)
         if longest < 1:
             return []
         sweep = _sweep(self.spec, sequences, longest, lowest=1)
         return [Point((Part(1, context),) * sequences, distinct) for context, distinct in sweep]
+
+    def replays(self, sequences: int) -> list[Point]:
+        """Return so many decodes to replay, at the shortest and the longest context."""
+        longest = self._longest(sequences)
+        contexts = sorted({min(SHORTEST, longest), longest}) if longest >= 1 else []
+        return [Point((Part(1, each),) * sequences, replayed=True) for each in contexts]
+
+    def _longest(self, sequences: int) -> int:
+        """Return the longest context of so many decodes; below 1 if the cache has no room."""
+        room = self.kv_tokens // sequences - self.block_size
+        return min(self.limits.max_model_len - 1, room)
 
     def chunk(self, new_tokens: int) -> list[Point]:
         """Return a row of one prompt's chunk after several contexts; empty without room."""
@@ -100,14 +125,19 @@ class Grid:
             found += self.decodes(sequences)
         for new_tokens in _doubling(4, self.limits.max_batched_tokens):
             found += self.chunk(new_tokens)
+        for sequences in self.graphs:
+            found += self.replays(sequences)
         return found
 
 
-def held_out(limits: Limits, kv_tokens: int, count: int = 8) -> list[Point]:
+def held_out(
+    limits: Limits, kv_tokens: int, count: int = 8, graphs: tuple[int, ...] = ()
+) -> list[Point]:
     """Return mixed batches, naturally routed, that no table has seen.
 
     Up to a third of the sequences decode at random contexts, beside up to two fresh prompts of
-    random length: what an iteration looks like under load.
+    random length: what an iteration looks like under load. Decodes alone are replayed where the
+    engine has `graphs` for as many.
     """
     rng = np.random.default_rng(0)
     candidates = []
@@ -117,7 +147,8 @@ def held_out(limits: Limits, kv_tokens: int, count: int = 8) -> list[Point]:
         prompt = max(3, min(limits.max_batched_tokens // 4, limits.max_model_len // 2))
         parts = [Part(1, int(c)) for c in rng.integers(1, max(2, context), decodes)]
         parts += [Part(int(n), 0) for n in rng.integers(2, prompt, rng.integers(0, 3))]
-        candidates.append(Point(tuple(parts)))
+        alone = len(parts) == decodes <= max(graphs, default=0)
+        candidates.append(Point(tuple(parts), replayed=alone))
     fitting = [point for point in candidates if _fits(point, limits, kv_tokens)]
     return fitting[:count]
 
@@ -149,7 +180,7 @@ def _sweep(spec: ModelSpec, tokens: int, longest: int, lowest: int) -> list[tupl
     """Pair three contexts with three numbers of distinct experts."""
     fewest = max(1, spec.num_experts_per_tok)
     most = min(max(1, spec.num_local_experts), tokens * fewest)
-    shortest = min(16, longest) if lowest else 0
+    shortest = min(SHORTEST, longest) if lowest else 0
     contexts = (shortest, max(lowest, longest // 3), longest)
     distincts = (fewest, (fewest + most + 1) // 2, most)
     return sorted(set(zip(contexts, distincts, strict=True)))

@@ -107,6 +107,7 @@ def _setting(profile: Profile) -> dict[str, Any]:
         "provenance.device": made.device,
         "provenance.device_kind": made.device_kind,
         "provenance.host_hash": made.host_hash,
+        **({"provenance.device_hash": made.device_hash} if made.device_hash else {}),
         **{f"provenance.software.{key}": value for key, value in made.software.items()},
         "provenance.threads": made.threads,
         "max_batched_tokens": profile.max_batched_tokens,

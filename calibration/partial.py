@@ -1,11 +1,20 @@
 """Half-done measurements on disk, so that an interrupted profile goes on where it was."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, NonNegativeFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    TypeAdapter,
+    ValidationError,
+)
 
 from calibration.grid import POINT_KEY
 from moesim.files import write_text
@@ -25,6 +34,8 @@ Laps = Annotated[dict[str, Durations], AfterValidator(_timed)]
 Samples = dict[str, dict[str, list[float]]]
 """Point key, operation, durations [s]."""
 
+Made = TypeVar("Made")
+
 
 class _Content(BaseModel, allow_inf_nan=False, extra="forbid"):
     """What a partial file holds; one that is damaged is measured anew."""
@@ -32,16 +43,21 @@ class _Content(BaseModel, allow_inf_nan=False, extra="forbid"):
     setting: dict[str, Any]
     samples: dict[Key, Laps]
     spent_s: NonNegativeFloat
+    parts: dict[str, Any] = {}
 
 
 @dataclass(slots=True)
 class Partial:
-    """Samples so far, for one setting; kept in a file beside the profile to be."""
+    """Samples so far, for one setting; kept in a file beside the profile to be.
+
+    `parts` are what is measured in one go after the samples, by name.
+    """
 
     path: Path
     setting: dict[str, Any]
     samples: Samples = field(default_factory=dict)
     spent_s: float = 0.0
+    parts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, profile: Path, setting: dict[str, Any]) -> "Partial":
@@ -53,7 +69,7 @@ class Partial:
             return cls(path, setting)
         if content.setting != setting:
             return cls(path, setting)
-        return cls(path, setting, content.samples, content.spent_s)
+        return cls(path, setting, content.samples, content.spent_s, content.parts)
 
     @property
     def rounds(self) -> int:
@@ -71,9 +87,25 @@ class Partial:
         for name, seconds in durations.items():
             samples.setdefault(name, []).append(seconds)
 
+    def once(self, name: str, kind: type[Made], make: Callable[[], Made]) -> Made:
+        """Return a part of some kind: as it is on file, else as `make` measures it, and keep it."""
+        known = TypeAdapter(kind)
+        if name in self.parts:
+            with suppress(ValidationError):
+                return known.validate_python(self.parts[name])
+        made = make()
+        self.parts[name] = known.dump_python(made, mode="json")
+        self.save()
+        return made
+
     def save(self) -> None:
         """Write the file atomically."""
-        content = {"setting": self.setting, "samples": self.samples, "spent_s": self.spent_s}
+        content = {
+            "setting": self.setting,
+            "samples": self.samples,
+            "spent_s": self.spent_s,
+            "parts": self.parts,
+        }
         write_text(self.path, json.dumps(content))
 
     def remove(self) -> None:

@@ -1,10 +1,12 @@
 """The section `transfers` of a profile: what models cost that share a device.
 
-It is measured after the model itself, on the same host, and stands beside its operations.
+It is measured after the model itself, on the same host, and stands beside its operations. Each part
+is on file as soon as it is measured: interrupted, the next run goes on with the part after.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,16 @@ import torch
 
 from calibration.copies import expert_loads, swaps
 from calibration.models import model_digest, open_model
+from calibration.partial import Partial
 from calibration.router import observe_router
-from calibration.stored import measure_stored
+from calibration.stored import Found, measure_stored
 from engine.gateway.file import load_gateway
 from engine.gateway.gateway import Gateway
 from engine.gateway.latency import measure as measure_gateway
 from engine.gateway.prompts import read_prompts
 from engine.serve.engine import Engine
 from moesim.commands import Reporter
-from moesim.cost.profile import Classification, Router, Transfers, Variant
+from moesim.cost.profile import Classification, ExpertLoad, Router, Swap, Transfers, Variant
 from moesim.errors import CalibrationError
 from moesim.facts.catalog import load_model
 from moesim.facts.models import ModelSpec
@@ -59,36 +62,58 @@ class Asked:
                 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """Loads and swaps, and what of them could not be timed."""
+
+    loads: list[ExpertLoad]
+    swaps: list[Swap]
+    notes: list[str]
+
+
 def measure_transfers(
-    plain: Engine, model: str, asked: Asked, device: torch.device, progress: Reporter
+    plain: Engine,
+    model: str,
+    asked: Asked,
+    device: torch.device,
+    progress: Reporter,
+    partial: Partial,
 ) -> Transfers:
-    """Measure all that the device and `asked` allow; `plain` is the engine that was profiled."""
+    """Measure all that the device and `asked` allow, but what is in `partial` already.
+
+    `plain` is the engine that was profiled.
+    """
     spec = plain.runner.decoder.spec
-    notes: list[str] = []
     variants = {
-        name: _variant(plain, folder, name, device, progress)
+        name: _variant(plain, folder, name, device, progress, partial)
         for name, folder in asked.variants.items()
     }
     classification = None
     if asked.gateway is not None:
         progress(1.0, "timing the gateway")
-        classification = classified(asked.gateway, asked.prompts)
+        classification = _gateway(asked.gateway, asked.prompts, partial)
     if not spec.num_local_experts:
-        notes.append("a model without experts: none of them is loaded, and nothing but it swapped")
+        notes = ["a model without experts: none of them is loaded, and nothing but it swapped"]
         return Transfers(gateway=classification, variants=variants, notes=notes)
     progress(1.0, "timing loads and swaps")
-    loads, found_swaps = expert_loads(spec, device), swaps(spec, device, notes=notes)
+    copied = partial.once("copies", Copied, lambda: _copied(spec, device))
+    loads, notes = copied.loads, copied.notes
     folders = dict(asked.variants) or ({"model": Path(model)} if Path(model).is_dir() else {})
     stored = []
     if folders:
-        found = measure_stored(plain, folders, device, progress)
+        digests = [model_digest(str(folder), spec) for folder in folders.values()]
+        found = partial.once(
+            f"stores of {', '.join(digests)}",
+            Found,
+            lambda: measure_stored(plain, folders, device, progress),
+        )
         stored, notes = found.stored, [*notes, *found.notes]
         loads = [*found.loads, *loads]
     else:
-        notes.append("experts in a store were not measured: that takes a checkpoint's folder")
+        notes = [*notes, "experts in a store were not measured: that takes a checkpoint's folder"]
     return Transfers(
         expert_loads=loads,
-        swaps=found_swaps,
+        swaps=copied.swaps,
         stored=stored,
         gateway=classification,
         variants=variants,
@@ -96,15 +121,36 @@ def measure_transfers(
     )
 
 
+def _copied(spec: ModelSpec, device: torch.device) -> Copied:
+    notes: list[str] = []
+    loads = expert_loads(spec, device)
+    return Copied(loads=loads, swaps=swaps(spec, device, notes=notes), notes=notes)
+
+
+def _gateway(gateway: Path, prompts: Path | None, partial: Partial) -> Classification:
+    files = [gateway, *([prompts] if prompts else [])]
+    digests = [sha256(file.read_bytes()).hexdigest()[:16] for file in files]
+    return partial.once(
+        f"gateway {', '.join(digests)}", Classification, lambda: classified(gateway, prompts)
+    )
+
+
 def _variant(
-    plain: Engine, folder: Path, name: str, device: torch.device, progress: Reporter
+    plain: Engine,
+    folder: Path,
+    name: str,
+    device: torch.device,
+    progress: Reporter,
+    partial: Partial,
 ) -> Variant:
     progress(1.0, f"watching the router of {name}")
-    engine = Engine(open_model(str(folder), device), plain.config)
-    return Variant(
-        model_digest=model_digest(str(folder), engine.runner.decoder.spec),
-        router=watched(engine),
+    digest = model_digest(str(folder), plain.runner.decoder.spec)
+    router = partial.once(
+        f"router of {digest}",
+        Router,
+        lambda: watched(Engine(open_model(str(folder), device), plain.config)),
     )
+    return Variant(model_digest=digest, router=router)
 
 
 def watched(engine: Engine) -> Router:

@@ -112,7 +112,8 @@ def _server(plan: Plan, progress: Reporter) -> Serve:
     """Load what is served; return what serves it once."""
     scenario, profiles, seed = plan.scenario, plan.profiles, plan.seed
     if not plan.variants:
-        decoder = open_model(plan.model, plan.device, dtype=plan.profile.spec.dtype)
+        profile = plan.profile
+        decoder = open_model(plan.model, plan.device, profile.narrowed, dtype=profile.spec.dtype)
         return lambda run, title: serve_for_real(
             scenario, plan.profile, decoder, progress, title=title, seed=seed, run=run
         )

@@ -263,12 +263,18 @@ class Scenario(_Part):
         }
         return self.model_copy(update={"models": models})
 
-    def served_here(self, checkpoint: str, precision: str | None = None) -> "Scenario":
+    def served_here(
+        self, checkpoint: str, precision: str | None = None, kv_precision: str | None = None
+    ) -> "Scenario":
         """Return the same traffic for another checkpoint, on the device it was profiled on.
 
-        In the `precision` that it was profiled in, of keys and values too; its own if none.
+        In the formats that it was profiled in; its own if none.
         """
-        update = {"architecture": checkpoint, "precision": precision, "kv_precision": None}
+        update = {
+            "architecture": checkpoint,
+            "precision": precision,
+            "kv_precision": kv_precision,
+        }
         models = {name: model.model_copy(update=update) for name, model in self.models.items()}
         hardware = self.hardware.model_copy(update={"device": PROFILED})
         return self.model_copy(update={"models": models, "hardware": hardware})

@@ -13,6 +13,9 @@ from moesim.scenario import Scenario, scenario_from
 
 NAMES = ("a", "b", "c")
 FAMILIES = ("packed", "per tensor", "time-shared", "offloaded")
+OF_THREE = ("packed", "time-shared")
+"""Those of them that three variants are served in too."""
+
 SLICES = "slices"
 SWAPS = {"per tensor": LOOSE}
 """How non-expert sets are replaced, where it is not in one copy."""
@@ -58,7 +61,8 @@ def cells(loads: Sequence[float]) -> Iterator[Cell]:
                 yield Cell(variants=2, traffic="many", deployment=way, load=load)
             yield Cell(variants=2, traffic="published", deployment=way, load=PUBLISHED_LOAD)
         for way in ways:
-            yield Cell(variants=3, traffic="many", deployment=way, load=THREE_LOAD)
+            if way in (*OF_THREE, SLICES):
+                yield Cell(variants=3, traffic="many", deployment=way, load=THREE_LOAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

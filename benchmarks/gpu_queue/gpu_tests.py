@@ -45,7 +45,8 @@ def marked_files() -> list[Path]:
     """Return the files that have a test for a GPU; others may need what the host has not."""
     return [
         path
-        for path in sorted((ROOT / "tests/engine").rglob("test_*.py"))
+        for room in ("calibration", "engine")
+        for path in sorted((ROOT / "tests" / room).rglob("test_*.py"))
         if MARK in path.read_text(encoding="utf-8")
     ]
 

@@ -10,9 +10,9 @@ from moesim.facts.models import ModelSpec
 SHIPPED = "mixtral-8x7b"
 """The model of the queue, and the one whose memory on the card the variants' is reckoned from."""
 
-DEPTH = 4
+DEPTH = 3
 """Layers that variants have of Mixtral's 32. Host memory decides: time-sharing three whole models
-pins all of each, and 128 GiB hold three of 12 GB twice over but not one of 93 GB with another."""
+pins all of each, and 128 GiB hold three of 9 GB twice over but not one of 93 GB with another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +128,11 @@ def mixtral() -> Size:
         variant_traffic=Traffic(
             prompt=64, output=32, most_prompt=256, most_output=96, max_num_seqs=8
         ),
-        variant_loads=(0.3, 0.6, 0.1),
-        variant_profile_s=30.0,
-        cell_s=8.0,
-        budgets_s={"tests": 240, "kernels": 200, "profile": 240, "validate": 380, "variants": 560},
-        setup_s={"profile": 110, "validate": 110, "variants": 0},
+        variant_loads=(0.3, 0.6),
+        variant_profile_s=20.0,
+        cell_s=6.0,
+        budgets_s={"tests": 180, "kernels": 200, "profile": 220, "validate": 280, "variants": 560},
+        setup_s={"profile": 120, "validate": 100, "variants": 0},
     )
 
 

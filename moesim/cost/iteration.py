@@ -8,6 +8,13 @@
 T counts all tokens of the mixed batch: prefill and decode share one pass. Collectives are those of
 a group of devices, if there is one. Decode attention is
 linear in the summed context, so its duration over many iterations has a closed form.
+
+An engine with CUDA graphs replays one for decodes alone, padded to the next captured size, and
+launches all else. Where replays were timed, decodes alone take what they took:
+
+    replay(size, context size / n)     n decodes in the graph of `size`
+
+The filling are copies of one of them, so that all rows attend to as much as the n do on average.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +27,7 @@ from numpy.typing import NDArray
 
 from moesim.cost.curves import WEAKEST, Curve, Fan, Sheet
 from moesim.cost.experts import experts_curve
-from moesim.cost.profile import COORDINATES, OPTIONAL, Profile
+from moesim.cost.profile import COORDINATES, OPTIONAL, REPLAY, Profile
 from moesim.serving.sequences import Batch
 
 Floats = NDArray[np.float64]
@@ -195,6 +202,9 @@ class Laid:
         self.chunks: dict[tuple[int, int], float] = {}
         self._graphs = profile.decode_graphs
         self.tables = self._tables(max_batched_tokens, max_num_seqs)
+        if self._graphs and REPLAY in cells:
+            decoding = self._replayed(profile, self.tables.decoding)
+            self.tables = self.tables._replace(decoding=decoding)
 
     @classmethod
     def of(cls, profile: Profile, max_batched_tokens: int, max_num_seqs: int) -> "Laid":
@@ -229,6 +239,26 @@ class Laid:
             intercepts=intercepts,
             slopes=slopes,
         )
+
+    def _replayed(
+        self, profile: Profile, added_up: list[tuple[float, float]]
+    ) -> list[tuple[float, float]]:
+        """Return `decoding` with what replays took, as far as graphs were captured.
+
+        What a variant's router asks of experts beyond the profiled one's is added.
+        """
+        experts = profile.operations["experts"]
+        own = experts_curve(experts, profile.replayed_router.popularity)
+        most = max(self._graphs)
+        intercepts, slopes = Fan.through(profile.operations[REPLAY]).table(most)
+        more = self.layers * (self.curves["experts"].table(most) - own.table(most))
+        flat = np.maximum(0.0, intercepts + more).tolist()
+        rows = list(added_up)
+        for count, size in enumerate(padded_to(self._graphs, min(most + 1, len(rows))).tolist()):
+            if count:
+                slope = float(slopes[size]) * size / count
+                rows[count] = (flat[size] + slope * count, slope)
+        return rows
 
     def _tokens_table(self, most: int) -> NDArray[np.float64]:
         """Return the duration of all that depends on the iteration's tokens alone [s]."""

@@ -16,13 +16,18 @@ from. Times are in seconds. An operation inside a layer is timed for one layer.
 | head (norm, lm_head) | sequences (that emit a token) | iteration |
 | sampling | sequences (that emit a token) | iteration |
 | host (scheduling, batch building, records) | sequences (in the batch) | iteration |
+| decode_replay (decodes alone, as a captured graph; optional) | sequences, context | iteration |
 
 A model without experts has one in each layer, its FFN, that every token visits: cells at one
 distinct expert, popularity 1. Where only some layers have experts, the router has a row for each of
 these, the cells of experts are spread over all layers, and the plain FFNs are in the projections.
 
+A graph is launched at once, so that a replayed iteration takes less than its operations timed one
+by one: iterations of decodes alone are read off `decode_replay` where an engine replays them.
+
 `transfers` is optional: loads of absent experts, swaps of layers, experts in a store of several
-variants, the gateway, the variants' own routers. Profiles that were made without it are read.
+variants, the gateway, the variants' own routers. So are `decode_replay`, `precision` and the
+device's hash. Profiles that were made without them are read.
 """
 
 import json
@@ -37,6 +42,7 @@ from moesim.checked import checked
 from moesim.errors import ProfileError, ScenarioError
 from moesim.facts.catalog import locate
 from moesim.facts.models import ModelSpec
+from moesim.facts.precision import Precision
 from moesim.facts.slices import Slice
 from moesim.files import write_text
 
@@ -58,8 +64,14 @@ COORDINATES: dict[str, tuple[str, ...]] = {
 }
 """The operations every profile covers, and the coordinates of their cells."""
 
-OPTIONAL: dict[str, tuple[str, ...]] = {"collectives": ("tokens",)}
-"""The operations that some profiles cover; what is absent costs nothing."""
+REPLAY = "decode_replay"
+
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "collectives": ("tokens",),
+    REPLAY: ("sequences", "context"),
+}
+"""The operations that some profiles cover. Absent collectives cost nothing; without replays
+decodes alone are added up from their operations."""
 
 PER_LAYER = frozenset(
     {"projections", "attention_decode", "attention_prefill", "router", "experts", "collectives"}
@@ -206,6 +218,8 @@ class Provenance(_Part):
     """Share of the device's compute that was measured, `1/2 cores` or `56/132 SMs`; all if none."""
     host_hash: str
     """Hash of the host's identity; profiles of different hosts do not mix."""
+    device_hash: str | None = None
+    """Hash of the GPU's or MIG instance's UUID, one of several on a host; None of a CPU."""
     software: dict[str, str]
     """Versions: python, torch, driver, moesim."""
     threads: int
@@ -243,6 +257,17 @@ class Verdict(_Part):
     """What a reader should know."""
 
 
+class Formats(_Part):
+    """What a model's parts are held in, of the formats in `moesim.facts.precision`."""
+
+    experts: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4"]
+    """Experts."""
+    rest: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4"]
+    """All other matrices but embeddings, head, norms and routers."""
+    kv: Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+    """Keys and values."""
+
+
 class Parts(Protocol):
     """Draws a profile on a group of devices from the tables that it was made of."""
 
@@ -267,6 +292,8 @@ class Profile(_Part):
     """Router statistics."""
     operations: dict[str, list[Cell]]
     """Measured cells of each operation."""
+    precision: Formats | None = None
+    """Formats that the weights were narrowed to; those of the model's own dtype if none."""
     decode_graphs: tuple[Annotated[int, Field(gt=0)], ...] = ()
     """Batch sizes captured as CUDA graphs: decodes alone run padded to the next of these."""
     provenance: Provenance
@@ -280,6 +307,7 @@ class Profile(_Part):
     """What each operation of a profile from kernels rests on at best."""
     verdict: Verdict
     """Self-assessment."""
+    _replayed: Router | None = PrivateAttr(default=None)
     _parts: "Parts | None" = PrivateAttr(default=None)
     _level: float = PrivateAttr(default=1.0)
     _on_groups: dict[Any, "Profile"] = PrivateAttr(default_factory=dict)
@@ -319,6 +347,21 @@ class Profile(_Part):
         """The shape of the profiled model."""
         return ModelSpec.from_config(self.model, "model")
 
+    @property
+    def narrowed(self) -> Precision | None:
+        """The formats that the weights were narrowed to, None where they were not."""
+        return None if self.precision is None else Precision(**self.precision.model_dump())
+
+    @property
+    def formats(self) -> Precision:
+        """The formats that it was measured in."""
+        return self.narrowed or Precision.of_dtype(self.spec.dtype)
+
+    @property
+    def replayed_router(self) -> Router:
+        """The router whose choices the replayed iterations ran, also where a variant's is taken."""
+        return self._replayed or self.router
+
     @cached_property
     def laid_out(self) -> dict[Any, Any]:
         """What was laid out over the cells so far, for whoever asks the same again."""
@@ -332,6 +375,13 @@ class Profile(_Part):
         for name in ("spec", "laid_out"):
             copied.__dict__.pop(name, None)
         return copied
+
+    def launched(self) -> "Profile":
+        """Return the profile of an engine that captures no graph: no padding, no replays."""
+        if not self.decode_graphs:
+            return self
+        operations = {name: cells for name, cells in self.operations.items() if name != REPLAY}
+        return self.model_copy(update={"operations": operations, "decode_graphs": ()})
 
     def rests_on(self, name: str) -> str:
         """Return what an operation rests on at best."""
@@ -370,7 +420,11 @@ class Profile(_Part):
     def of_variant(self, name: str) -> "Profile":
         """Return the profile with a variant's own router, as it is where none was measured."""
         variant = self.transfers.variants.get(name) if self.transfers else None
-        return self.model_copy(update={"router": variant.router}) if variant else self
+        if variant is None:
+            return self
+        copy = self.model_copy(update={"router": variant.router})
+        copy._replayed = self.replayed_router
+        return copy
 
 
 def _check_popularity(popularity: list[list[float]], visits: int, experts: int, rows: int) -> None:

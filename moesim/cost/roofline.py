@@ -12,9 +12,10 @@ from itertools import product
 from math import isclose
 
 from moesim.cost.collectives import collectives_s
-from moesim.cost.expected import PASS_S, Rates, expected_s, uniform_popularity
+from moesim.cost.expected import PASS_S, Durations, Rates, expected_s, uniform_popularity
+from moesim.cost.experts import expected_distinct
 from moesim.cost.parallel import Shard
-from moesim.cost.profile import FORMAT, FORMAT_VERSION, Cell, Profile
+from moesim.cost.profile import FORMAT, FORMAT_VERSION, REPLAY, Cell, Profile
 from moesim.errors import ProfileError
 from moesim.facts.hardware import Device
 from moesim.facts.memory import RESERVED_SHARE
@@ -126,6 +127,7 @@ def on_slice(
         part=part,
         popularity=profile.router.popularity,
     )
+    before, after = _with_replays(profile, before), _with_replays(profile, after)
     operations = {
         name: _scaled(cells, before[name], after[name]) if name in before else cells
         for name, cells in profile.operations.items()
@@ -135,8 +137,31 @@ def on_slice(
         seconds = collectives_s(spec, device, part.devices, value_bytes)
         points = [(count,) for count in _doubling(profile.max_batched_tokens)]
         operations["collectives"] = _cells(seconds, points)
+        if REPLAY in operations:
+            operations[REPLAY] = [
+                _cell(
+                    cell.at,
+                    cell.median_s + spec.num_hidden_layers * seconds(cell.at[0]),
+                    cell.spread,
+                    cell.repeats,
+                )
+                for cell in operations[REPLAY]
+            ]
     source = "scaled" if profile.source in {"measured", "kernels"} else profile.source
     return profile.model_copy(update={"operations": operations, "source": source, "bases": {}})
+
+
+def _with_replays(profile: Profile, durations: Durations) -> Durations:
+    """Return the rooflines with that of a whole iteration of decodes alone."""
+    popularity, layers = profile.replayed_router.popularity, profile.spec.num_hidden_layers
+
+    def replay(sequences: float, context: float) -> float:
+        distinct = float(expected_distinct(popularity, [sequences]).mean())
+        layer = durations["projections"](sequences) + durations["experts"](sequences, distinct)
+        layer += durations["attention_decode"](sequences, context)
+        return layers * layer + durations["head"](sequences)
+
+    return {**durations, REPLAY: replay}
 
 
 def passes_s(spec: ModelSpec) -> float:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moesim.cost.profile import Cell, Profile, Stored
+from moesim.cost.experts import experts_curve
+from moesim.cost.profile import REPLAY, Cell, Profile, Stored
 
 Place = tuple[float, ...]
 
@@ -17,16 +18,35 @@ Place = tuple[float, ...]
 def through_store(profile: Profile, copies: int, *, complete: bool) -> Profile:
     """Return the profile of a model whose experts are in a store of so many copies.
 
-    `complete` is whether all have a place on the device. The same profile where that was never
-    measured.
+    `complete` is whether all have a place on the device; where not, experts run one by one, which
+    no graph holds. Else the same profile where that was never measured.
     """
+    profile = profile if complete else profile.launched()
     measured = profile.transfers.stored if profile.transfers else []
     alike = sorted((s for s in measured if s.complete == complete), key=lambda each: each.copies)
     if not alike:
         return profile
     factors = _factors(alike, copies)
     cells = [_times(cell, factors) for cell in profile.operations["experts"]]
-    return profile.model_copy(update={"operations": {**profile.operations, "experts": cells}})
+    operations = {**profile.operations, "experts": cells}
+    if REPLAY in operations:
+        operations[REPLAY] = _longer(profile, cells)
+    return profile.model_copy(update={"operations": operations})
+
+
+def _longer(profile: Profile, experts: Sequence[Cell]) -> list[Cell]:
+    """Return whole replayed iterations, longer by what their experts are."""
+    layers, popularity = profile.spec.num_hidden_layers, profile.replayed_router.popularity
+    before, after = (
+        experts_curve(cells, popularity) for cells in (profile.operations["experts"], experts)
+    )
+    longer_s = [
+        layers * (after(cell.at[0]) - before(cell.at[0])) for cell in profile.operations[REPLAY]
+    ]
+    return [
+        cell.model_copy(update={"median_s": max(0.0, cell.median_s + more_s)})
+        for cell, more_s in zip(profile.operations[REPLAY], longer_s, strict=True)
+    ]
 
 
 def _factors(alike: Sequence[Stored], copies: int) -> dict[Place, float]:

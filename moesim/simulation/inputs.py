@@ -141,7 +141,7 @@ def precision_of(model: Model, spec: ModelSpec) -> Precision:
 
 def _as_measured(model: Model, field: str, spec: ModelSpec, profile: Profile) -> None:
     """Raise ProfileError where a model is to be in other formats than a profile of its own."""
-    own, wanted = Precision.of_dtype(profile.spec.dtype), precision_of(model, spec)
+    own, wanted = profile.formats, precision_of(model, spec)
     for key, asked, measured in (
         ("precision", wanted.experts, own.experts),
         ("kv_precision", wanted.kv, own.kv),

@@ -25,6 +25,6 @@ def roofline_of(
     if device is None or profile.source in ("scaled", "roofline"):
         return None
     try:
-        return expected_s(profile.spec, Rates.of(device)).get(operation)
+        return expected_s(profile.spec, Rates.of(device), precision=profile.formats).get(operation)
     except MoesimError:
         return None

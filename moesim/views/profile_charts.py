@@ -29,6 +29,7 @@ WORDS = {"tokens": "Tokens of the iteration", "sequences": "Sequences"}
 APART = {
     "experts": (0, "Tokens of the iteration", "experts hit: {:g}"),
     "attention_decode": (1, "Context, summed over sequences [tokens]", "sequences: {:g}"),
+    "decode_replay": (1, "Context, summed over sequences [tokens]", "sequences: {:g}"),
     "attention_prefill": (1, "Cached before [tokens]; none is drawn at 1", "new tokens: {:g}"),
 }
 """Of operations with two coordinates: which one is the axis, it and the other in words."""
@@ -87,7 +88,8 @@ def residual_chart(residuals: Sequence[float]) -> Figure:
 def _curve(operation: str, cells: Sequence[Cell]) -> Callable[..., float]:
     if operation not in APART:
         return Curve.through(cells)
-    return Fan.through(cells) if operation == "attention_decode" else Sheet.through(cells)
+    lines = operation in ("attention_decode", "decode_replay")
+    return Fan.through(cells) if lines else Sheet.through(cells)
 
 
 def _groups(cells: Sequence[Cell], axis: int) -> dict[float, list[Cell]]:

@@ -11,18 +11,22 @@ import torch
 
 from calibration import calibrate as calibrating
 from calibration import copies
-from calibration.calibrate import Settings, calibrate
+from calibration.belonging import check_belonging
+from calibration.calibrate import Settings, calibrate, silent
 from calibration.host import Host
 from calibration.merge import merge
 from calibration.models import model_digest
+from calibration.plan import Plan
+from calibration.validate import validate
 from engine.model.allocation import LARGE_BYTES, allocating
 from engine.model.checkpoint import random_decoder
 from engine.serve.engine import Engine
 from engine.variants import command
 from moesim.cost.profile import load_profile
-from moesim.errors import CalibrationError, EngineError
+from moesim.errors import CalibrationError, EngineError, ProfileError
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
+from moesim.scenario import load_scenario
 
 CPU = torch.device("cpu")
 
@@ -52,10 +56,57 @@ def test_a_profile_of_narrow_weights(
     assert engine.runner.decoder.precision.experts == "int8"
     made = calibrate(narrow, tmp_path / "made.json", host)
     assert made.provenance.model_source == "tiny, int8"
+    assert load_profile(tmp_path / "made.json").formats == Precision.uniform("int8")
     wide = load_profile(profile_file)
     assert wide.provenance.model_digest == model_digest(settings.model, wide.spec)
+    assert wide.precision is None
+    assert wide.formats == Precision.of_dtype("float32")
     with pytest.raises(CalibrationError, match=r"model_digest: .* were made alike"):
         merge([("wide.json", wide), ("made.json", made)])
+
+
+def test_narrow_weights_are_validated_as_they_were_profiled(
+    settings: Settings, host: Host, workload: Path, tmp_path: Path
+) -> None:
+    """The same checkpoint is narrowed again, and the scenario is told of it."""
+    narrow = replace(settings, precision=Precision.uniform("int8"), budget_s=0.01)
+    profile = calibrate(narrow, tmp_path / "made.json", host)
+    formats = profile.formats
+    scenario = load_scenario(workload)
+    plan = Plan(
+        scenario=scenario.served_here(settings.model, formats.experts, formats.kv),
+        profile=profile,
+        model=settings.model,
+        runs=1,
+        seed=0,
+        device=CPU,
+    )
+    found = validate(plan, tmp_path / "v", host, silent)
+    assert found.measured[0]["outcome"].eq("completed").all()
+    wide = replace(plan, scenario=scenario.served_here(settings.model))
+    with pytest.raises(ProfileError, match="precision: fp32, the profile was measured in int8"):
+        validate(wide, tmp_path / "w", host, silent)
+
+
+def test_another_gpu_of_the_host_is_not_the_one_profiled(
+    profile_file: Path, settings: Settings, workload: Path, host: Host
+) -> None:
+    """Its name is the same; what tells them apart is the UUID."""
+    profile = load_profile(profile_file)
+    assert profile.provenance.device_hash is None
+    made = profile.provenance.model_copy(update={"device_hash": "d" * 16})
+    plan = Plan(
+        scenario=load_scenario(workload),
+        profile=profile,
+        model=settings.model,
+        runs=1,
+        seed=0,
+        device=CPU,
+    )
+    check_belonging(plan, host)
+    other = replace(plan, profile=profile.model_copy(update={"provenance": made}))
+    with pytest.raises(CalibrationError, match=r"on another .* of this host; choose that by"):
+        check_belonging(other, host)
 
 
 def test_swaps_without_room_are_told(

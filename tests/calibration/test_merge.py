@@ -207,6 +207,7 @@ def test_fewest_kv_blocks_are_kept(tiny_content: Content) -> None:
         ("provenance.device", "NVIDIA H200", "'NVIDIA H200', and 'paper and pencil'"),
         ("provenance.device_kind", "cuda", "'cuda', and 'cpu'"),
         ("provenance.host_hash", "e" * 16, f"'{'e' * 16}', and '{'0' * 16}'"),
+        ("provenance.device_hash", "d" * 16, f"'{'d' * 16}', and nothing in"),
         ("provenance.software.moesim", "0.0.9", "'0.0.9', and '0.1.0'"),
         ("provenance.software.torch", "2.13.0", "'2.13.0', and nothing"),
         ("provenance.threads", 2, "2, and 1"),
@@ -232,6 +233,17 @@ def test_what_is_not_comparable_is_refused(
     text = str(refused.value)
     assert text.startswith(f"b.json: {path}: {line}")
     assert text.endswith(" in a.json; merge only profiles that were made alike")
+
+
+def test_two_gpus_of_one_host_are_not_comparable(tiny_content: Content) -> None:
+    """Host and name are the same, the UUID is not."""
+    one, other = tiny_content(), _slower(tiny_content(), 1.05)
+    one["provenance"]["device_hash"] = other["provenance"]["device_hash"] = "d" * 16
+    assert _merged(one, other).provenance.device_hash == "d" * 16
+    other["provenance"]["device_hash"] = "e" * 16
+    line = rf"^b\.json: provenance\.device_hash: '{'e' * 16}', and '{'d' * 16}' in a\.json; "
+    with pytest.raises(CalibrationError, match=line):
+        _merged(one, other)
 
 
 def test_what_is_not_measured_is_refused(tiny_content: Content) -> None:

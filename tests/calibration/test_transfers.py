@@ -1,7 +1,9 @@
 """What sharing a device costs, as a profile has it: every row, of the right sizes, none without."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +14,16 @@ from calibration.calibrate import Settings, calibrate
 from calibration.copies import IN_FLIGHT, PARTS, expert_loads
 from calibration.host import Host
 from calibration.models import model_digest
+from calibration.partial import Partial
 from calibration.transfers import Asked, classified, made_up
 from calibration.transfers_shown import transfer_lines
 from engine.gateway.file import save_gateway
 from engine.gateway.gateway import Gateway
 from engine.model.checkpoint import random_decoder, save_decoder
 from engine.variants.skeleton import meta_weights
-from moesim.cost.profile import Profile, load_profile
+from moesim.cost.profile import Classification, Profile, load_profile
 from moesim.errors import CalibrationError, EngineError
+from moesim.facts.catalog import load_model
 from moesim.facts.models import ModelSpec
 
 CPU = torch.device("cpu")
@@ -122,3 +126,59 @@ def test_what_cannot_be_compared_is_refused_first(
     (tmp_path / "g.npz").write_text("no gateway")
     with pytest.raises(EngineError, match=r"g\.npz: not an npz file"):
         Asked(gateway=tmp_path / "g.npz").check(engine_spec)
+
+
+def test_interrupted_transfers_go_on(
+    settings: Settings, host: Host, variants: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each part is on file once it is measured, under what it was measured of."""
+    out = tmp_path / "p.json"
+    asked = replace(settings, budget_s=0.01, transfers=Asked(variants=variants))
+    kept: dict[str, Any] = {}
+
+    def interrupted_at(word: str) -> None:
+        def tell(fraction: float, doing: str) -> None:
+            if word in doing:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(asked, out, host, tell)
+        kept.update(json.loads((tmp_path / "p.json.partial").read_text())["parts"])
+
+    router_of = {name: f"router of {digest_of(variants[name])}" for name in ("a", "b")}
+    interrupted_at("router of b")
+    assert set(kept) == {router_of["a"]}
+    interrupted_at("experts in a store")
+    assert set(kept) == {*router_of.values(), "copies"}
+    kept["copies"]["swaps"][0]["median_s"] = 123.0
+    partial = json.loads((tmp_path / "p.json.partial").read_text())
+    (tmp_path / "p.json.partial").write_text(json.dumps({**partial, "parts": kept}))
+    found = calibrate(asked, out, host).transfers
+    assert found is not None
+    assert found.swaps[0].median_s == 123.0
+    assert found.variants["a"].router.model_dump(mode="json") == kept[router_of["a"]]
+    assert len(found.stored) == 3
+    assert not (tmp_path / "p.json.partial").exists()
+
+
+def digest_of(folder: Path) -> str:
+    return model_digest(str(folder), load_model(str(folder)))
+
+
+def test_parts_that_are_damaged_are_measured_anew(tmp_path: Path) -> None:
+    """Whatever lies in their place; what another name stands for is left alone."""
+    partial = Partial(tmp_path / "x", {}, parts={"copies": [1], "other": 5})
+    assert partial.once("copies", Classification, timed_gateway) == timed_gateway()
+    assert json.loads((tmp_path / "x").read_text())["parts"] == {
+        "copies": timed_gateway().model_dump(),
+        "other": 5,
+    }
+    assert partial.once("copies", Classification, never) == timed_gateway()
+
+
+def timed_gateway() -> Classification:
+    return Classification(prompts=1, mean_s=1.0, median_s=1.0, p90_s=1.0)
+
+
+def never() -> Classification:
+    raise AssertionError

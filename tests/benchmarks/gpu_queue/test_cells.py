@@ -46,7 +46,7 @@ def test_a_family_is_loaded_once() -> None:
     found = list(cells(LOADS))
     assert len({cell.name for cell in found}) == len(found)
     families = [key for key, _ in groupby(found, key=lambda c: (c.variants, c.deployment))]
-    assert len(set(families)) == len(families) == 10
+    assert len(set(families)) == len(families) == 5 + 3
     others = [cell.deployment != SLICES for cell in found]
     assert others == sorted(others, reverse=True)
 

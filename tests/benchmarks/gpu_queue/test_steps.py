@@ -259,7 +259,7 @@ def test_tests_that_take_too_long(asked: Asked, tmp_path: Path) -> None:
 def test_every_file_with_a_mark_is_found() -> None:
     """The queue runs what is marked, as pytest would find it."""
     found = {path.name for path in gpu_tests.marked_files()}
-    assert {"test_green.py", "test_graphs.py", "test_paged_decode.py"} <= found
+    assert {"test_green.py", "test_graphs.py", "test_paged_decode.py", "test_replays.py"} <= found
 
 
 def test_no_table_without_its_origin(begun: Begin, asked: Asked, tmp_path: Path) -> None:
