@@ -4,8 +4,10 @@
 
 For A100, H100 and H200, by family and format: what was left out, and median and 90th percentile of
 |measured / predicted - 1|. `sizes` are every third size between the first and the last of each
-curve, with those that are nearly alike (128 and 129); `shapes` all products of one n or one k from
-512 on; `cuts` ranks with dealt experts, from those with all; `as laid out` is decoding as the
+curve, with those that are nearly alike (128 and 129); `its own sizes` the same of those that
+are filled from another framework's table, without; `shapes` all products of one n or one k from
+512 on; `heads` attention with one number of heads of keys and values, from those with others;
+`cuts` ranks with dealt experts, from those with all; `as laid out` is decoding as the
 simulator reads it, a straight line over the context at each batch, relative to a layer of Mixtral
 8x7B on one GPU, at all measured batches and contexts from 128 to 32768. The tables are those of the
 installed aiconfigurator-core, or of a folder.
@@ -27,17 +29,21 @@ from moesim.cost.kernels.aiconfigurator import Reader
 from moesim.cost.kernels.assembling import assembled_profile
 from moesim.cost.kernels.shapes import Shapes
 from moesim.cost.kernels.sources import DEVICES, Source
-from moesim.cost.kernels.tables import Kernels, load_kernels
+from moesim.cost.kernels.tables import Gemm, Kernels, load_kernels
 from moesim.cost.kernels.validation import (
     Pairs,
     collective_sizes,
+    decode_heads,
     decode_sizes,
+    forms_of,
     gemm_shapes,
     gemm_sizes,
     moe_cuts,
     moe_sizes,
+    prefill_heads,
     prefill_sizes,
 )
+from moesim.cost.kernels.waves import form_named, forms_for
 from moesim.facts.catalog import load_device, load_model, shipped
 from moesim.facts.hardware import Device
 
@@ -75,22 +81,33 @@ def rows_of(gpu: str, source: Source) -> Iterator[Row]:
     device = load_device(DEVICES[gpu])
     rates, version = Rates.of(device), source.newest()
     reader = Reader(source, version, Shapes.of(map(load_model, MODELS)), device)
-    gemm, decode, moe = reader.gemm(), reader.decode(), reader.moe()
+    gemm, prefill, decode = reader.gemm(), reader.prefill(), reader.decode()
+    moe = reader.moe()
+    named = forms_of(gemm, rates, forms_for(device))
+    forms = {of: form_named(name, device) for of, name in named.items()}
     wide = [curve for curve in reader.all_gemms() if min(curve.n, curve.k) >= LEAST_N]
     for family, left_out, pairs in (
-        ("gemm", "sizes", gemm_sizes(gemm, rates)),
-        ("gemm", "shapes", gemm_shapes(wide, rates)),
-        ("prefill", "sizes", prefill_sizes(reader.prefill(), rates)),
+        ("gemm", "sizes", gemm_sizes(gemm, rates, forms)),
+        ("gemm", "its own sizes", gemm_sizes(_filled(reader.own_gemm(), gemm), rates, forms)),
+        ("gemm", "shapes", gemm_shapes(wide, rates, forms)),
+        ("prefill", "sizes", prefill_sizes(prefill, rates)),
+        ("prefill", "heads", prefill_heads(prefill, rates)),
         ("decode", "sizes", decode_sizes(decode, rates)),
+        ("decode", "heads", decode_heads(decode, rates)),
         ("layer, decoding", "as laid out", laid_out(load_kernels(device.name), device)),
         ("moe", "sizes", moe_sizes(moe)),
-        ("moe", "cuts", moe_cuts(moe)),
+        ("moe", "cuts", moe_cuts(moe, rates)),
         ("all-reduce", "sizes", collective_sizes(reader.collectives())),
     ):
         for name, errors in sorted(_by_format(family, pairs).items()):
             p50, p90 = np.quantile(np.abs(errors), [0.5, 0.9])
             software = f"{source.backend} {version}"
             yield Row(gpu, software, family, left_out, name, len(errors), float(p50), float(p90))
+
+
+def _filled(own: list[Gemm], filled: list[Gemm]) -> list[Gemm]:
+    """Return those curves of a table's own that were filled from another's."""
+    return [mine for mine, other in zip(own, filled, strict=True) if mine.tokens != other.tokens]
 
 
 def _by_format(family: str, pairs: Pairs) -> dict[str, list[float]]:

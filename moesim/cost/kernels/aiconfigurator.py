@@ -59,9 +59,13 @@ class Reader:
 
     def gemm(self) -> list[Gemm]:
         """Return the products wanted, and those around them that they are interpolated from."""
+        return self._filled(self.own_gemm())
+
+    def own_gemm(self) -> list[Gemm]:
+        """Return them with the table's own sizes alone."""
         found = self._products()
         self._need(found, "gemm")
-        return self._filled(found)
+        return found
 
     def _products(self) -> list[Gemm]:
         frame = self._table("gemm", self._version, ("m", "n", "k"))

@@ -11,12 +11,14 @@ measured, they are interpolated instead.
 
 **Decoding.** Curves over the context of each sequence at each measured batch.
 
-Heads that a table lacks lie between those with as many heads of keys and values; where none have as
-many, the nearest of all are scaled by their rooflines.
+Heads that a table lacks lie between those with as many heads of keys and values. Where none have as
+many, prompts are scaled from the nearest of all by the width of their queries. In decoding, each
+sequence's head of keys and values is a part that the device works on by itself, so that 16
+sequences with 32 such heads are taken for 64 with 8: as many parts, as much to read.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log
 from typing import Any, NamedTuple, TypeVar
@@ -25,6 +27,7 @@ import numpy as np
 
 from moesim.cost.expected import Rates
 from moesim.cost.kernels.curves import MICRO, Floats, LogCurve, basis_within, bracket, weakest
+from moesim.cost.kernels.elementwise import PASS_SHARE
 from moesim.cost.kernels.tables import Decode, Prefill
 from moesim.errors import ProfileError
 from moesim.facts.precision import FORMATS
@@ -114,15 +117,13 @@ class Chunks:
             },
         )
 
-    def seconds(self, new: float, extra_s: float, context: float) -> float:
-        """Return the duration of a chunk with `context` cached, `extra_s` for that at best."""
-        if self.measured:
-            asked = np.array([float(context + 1)])
-            low, high = bracket(sorted(self.measured), new)
-            ends = [float(self.measured[side](asked)[0]) for side in (low, high)]
-            share = log(new / low) / log(high / low) if low != high else 0.0
-            return float(ends[0] ** (1 - share) * ends[1] ** share)
-        return self.from_nothing(new) + extra_s
+    def over_context(self, new: float, context: float) -> float:
+        """Return the duration of a chunk with `context` cached, between measured ones [s]."""
+        asked = np.array([float(context + 1)])
+        low, high = bracket(sorted(self.measured), new)
+        ends = [float(self.measured[side](asked)[0]) for side in (low, high)]
+        share = log(new / low) / log(high / low) if low != high else 0.0
+        return float(ends[0] ** (1 - share) * ends[1] ** share)
 
     def from_nothing(self, new: float) -> float:
         """Return the duration of a chunk with nothing cached [s]."""
@@ -203,22 +204,38 @@ class Prompts:
         self, heads: Heads, kv_format: str, new: float, context: float
     ) -> tuple[float, str]:
         """Return the duration of a chunk, and what it rests on."""
-        shares, basis = _nearby(self._by, kv_format, heads)
+        shares, basis = _nearby(self._by, kv_format, heads, _in_all)
         total = 0.0
-        asked = np.array([float(new)]), np.array([float(context)])
-        wanted = prefill_roofline_s(self._rates, heads, kv_format, *asked)[0]
         for other, share in shares.items():
-            chunks = self._by[kv_format][other]
-            flop = 4.0 * other.heads * other.head_dim * new * context
-            read_s = other.kv_bytes(kv_format) * context / self._rates.bytes_per_s
-            scanned_s = self._scan_s[kv_format] * context
-            extra_s = max(flop / chunks.flop_per_s, read_s, scanned_s)
-            own = chunks.seconds(new, extra_s, context)
-            total += share * log(own / prefill_roofline_s(self._rates, other, kv_format, *asked)[0])
+            total += share * log(self._scaled_s(heads, other, kv_format, new, context))
         sizes = self._by[kv_format][next(iter(shares))].sizes
         reach = basis_within(sizes, np.array([max(new, sizes[0])]))
         on_top = "interpolated" if context else "measured"
-        return float(np.exp(total) * wanted), weakest(basis, reach, on_top)
+        return float(np.exp(total)), weakest(basis, reach, on_top)
+
+    def _scaled_s(
+        self, heads: Heads, other: Heads, kv_format: str, new: float, context: float
+    ) -> float:
+        """Return the duration for heads, from that of others.
+
+        What new tokens take among themselves goes with the queries' width, which they compute on,
+        but for a pass over their keys and values, from the product to the cache. What a context
+        takes beside that is reckoned for the heads themselves.
+        """
+        chunks = self._by[kv_format][other]
+        if chunks.measured:
+            asked = np.array([float(new)]), np.array([float(context)])
+            wanted = prefill_roofline_s(self._rates, heads, kv_format, *asked)[0]
+            measured = prefill_roofline_s(self._rates, other, kv_format, *asked)[0]
+            return float(chunks.over_context(new, context) * wanted / measured)
+        more = heads.heads * heads.head_dim / (other.heads * other.head_dim)
+        pass_s = 2 * new / (self._rates.bytes_per_s * PASS_SHARE)
+        kept_s = pass_s * heads.kv_bytes(kv_format)
+        alone_s = more * (chunks.from_nothing(new) - pass_s * other.kv_bytes(kv_format)) + kept_s
+        flop = 4.0 * heads.heads * heads.head_dim * new * context
+        read_s = heads.kv_bytes(kv_format) * context / self._rates.bytes_per_s
+        scanned_s = self._scan_s[kv_format] * context
+        return max(alone_s, kept_s) + max(flop / chunks.flop_per_s, read_s, scanned_s)
 
 
 class Decoding:
@@ -263,40 +280,53 @@ class Decoding:
 
     def batches(self, heads: Heads, kv_format: str) -> list[int]:
         """Return the batches at which decoding was measured, for these heads or the nearest."""
-        shares, _ = _nearby(self._by, kv_format, heads)
-        return sorted(set.intersection(*(set(self._by[kv_format][other]) for other in shares)))
+        shares, _ = _nearby(self._by, kv_format, heads, _in_parts)
+        several = [
+            {
+                max(1, round(batch / _more_parts(heads, other)))
+                for batch in self._by[kv_format][other]
+            }
+            for other in shares
+        ]
+        return sorted(set.intersection(*several))
 
     def reach(self, heads: Heads, kv_format: str, batch: int) -> float:
         """Return the longest context that was measured at a batch, or at the next smaller."""
-        shares, _ = _nearby(self._by, kv_format, heads)
+        shares, _ = _nearby(self._by, kv_format, heads, _in_parts)
         ends = []
         for other in shares:
             by_batch = self._by[kv_format][other]
-            low, _ = bracket(sorted(by_batch), batch)
-            ends.append(float(np.exp(by_batch[int(low)].log_xs[-1])))
+            low, _ = bracket(sorted(by_batch), batch * _more_parts(heads, other))
+            ends.append(round(float(np.exp(by_batch[int(low)].log_xs[-1]))))
         return min(ends)
 
     def seconds(
         self, heads: Heads, kv_format: str, batch: int, context: float
     ) -> tuple[float, str]:
         """Return the duration of `batch` sequences with `context` tokens each, and its basis."""
-        shares, basis = _nearby(self._by, kv_format, heads)
-        summed = np.array([batch * max(1.0, float(context))])
+        shares, basis = _nearby(self._by, kv_format, heads, _in_parts)
+        asked = np.array([max(1.0, float(context))])
         total, reach = 0.0, "measured"
         for other, share in shares.items():
             by_batch = self._by[kv_format][other]
-            low, high = bracket(sorted(by_batch), batch)
-            place = log(batch / low) / log(high / low) if low != high else 0.0
-            asked = np.array([max(1.0, float(context))])
+            alike = batch * _more_parts(heads, other)
+            low, high = bracket(sorted(by_batch), alike)
+            place = log(alike / low) / log(high / low) if low != high else 0.0
             ends = [log(by_batch[int(side)](asked)[0]) for side in (low, high)]
-            shape = self._shape(other, kv_format, summed)
-            own = log(shape[0] / decode_roofline_s(self._rates, other, kv_format, summed)[0])
+            shape = self._shape(other, kv_format, alike * asked)
+            roof = decode_roofline_s(self._rates, other, kv_format, alike * asked)
+            own = log(shape[0] / roof[0])
             total += share * (own + (1 - place) * ends[0] + place * ends[1])
-            within = "measured" if batch in by_batch else "interpolated"
-            beyond = "measured" if low <= batch <= high else "extrapolated"
+            within = "measured" if alike in by_batch else "interpolated"
+            beyond = "measured" if low <= alike <= high else "extrapolated"
             reach = weakest(reach, within, beyond, by_batch[int(low)].basis(asked))
-        wanted = decode_roofline_s(self._rates, heads, kv_format, summed)[0]
+        wanted = decode_roofline_s(self._rates, heads, kv_format, batch * asked)[0]
         return float(np.exp(total) * wanted), weakest(basis, reach)
+
+
+def _more_parts(heads: Heads, other: Heads) -> float:
+    """Return how many sequences of the other heads are as many parts as one of these."""
+    return heads.kv_heads / other.kv_heads
 
 
 def _over_batches(curves: Sequence[Decode]) -> dict[int, dict[int, float]]:
@@ -316,10 +346,32 @@ def _grouped(curves: Iterable[Series]) -> dict[tuple[str, Heads], list[Series]]:
     return found
 
 
+def _in_all(heads: Heads, other: Heads) -> tuple[float, ...]:
+    """Return how far heads are from others, all numbers taken together."""
+    return (sum(abs(log(a / b)) for a, b in zip(heads, other, strict=True)),)
+
+
+def _in_parts(heads: Heads, other: Heads) -> tuple[float, ...]:
+    """Return how far heads are in what a part of decoding is, then in how many there are.
+
+    A part is as many query heads as share one of keys and values, each so wide. Of two as far, the
+    one with more parts counts: kernels treat a single head apart.
+    """
+    group = heads.heads / heads.kv_heads / (other.heads / other.kv_heads)
+    part = abs(log(group)) + abs(log(heads.head_dim / other.head_dim))
+    return part, abs(log(_more_parts(heads, other))), -other.kv_heads
+
+
 def _nearby(
-    by: Mapping[str, Mapping[Heads, Any]], kv_format: str, heads: Heads
+    by: Mapping[str, Mapping[Heads, Any]],
+    kv_format: str,
+    heads: Heads,
+    far: Callable[[Heads, Heads], tuple[float, ...]],
 ) -> tuple[dict[Heads, float], str]:
-    """Return measured heads with their shares in the asked ones' logarithm, and the basis."""
+    """Return measured heads with their shares in the asked ones' logarithm, and the basis.
+
+    `far` says how far heads are from others, where none have as many for keys and values.
+    """
     known = by.get(kv_format)
     if not known:
         raise ProfileError(
@@ -330,10 +382,7 @@ def _nearby(
         return {heads: 1.0}, "measured"
     alike = {h.heads: h for h in known if h[1:] == heads[1:]}
     if not alike:
-        nearest = min(
-            known, key=lambda h: sum(abs(log(a / b)) for a, b in zip(h, heads, strict=True))
-        )
-        return {nearest: 1.0}, "extrapolated"
+        return {min(known, key=lambda other: far(heads, other)): 1.0}, "extrapolated"
     low, high = bracket(sorted(alike), heads.heads)
     if low == high:
         return {alike[int(low)]: 1.0}, "extrapolated"

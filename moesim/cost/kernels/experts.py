@@ -17,12 +17,14 @@ faster of the two counts: an engine that was tuned takes the kernels that suit t
 
 Of a group with dealt experts the most loaded rank counts (`moesim.cost.imbalance`). Where a table
 has that rank only with skewed visits, which rank it was is not known; its curve is then drawn from
-a rank with all experts, cut as fine, by the same law.
+a rank with all experts, cut as fine, by the same law. What the law leaves out are the tokens whose
+visits fall elsewhere: each rank passes over all tokens, reads them and writes their sums, however
+few of them its own experts are for.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, log
 from typing import NamedTuple
 
@@ -31,6 +33,7 @@ import numpy as np
 from moesim.cost.expected import Rates
 from moesim.cost.kernels.cleaning import kept, levelled
 from moesim.cost.kernels.curves import MICRO, Floats, LogCurve
+from moesim.cost.kernels.elementwise import PASS_SHARE, VALUE_BYTES
 from moesim.cost.kernels.tables import Moe
 from moesim.errors import ProfileError
 from moesim.facts.precision import FORMATS
@@ -127,6 +130,8 @@ class Found:
     """Within the table."""
     most: float
     """Visits of the table's last point."""
+    elsewhere_s: float = 0.0
+    """What each token takes beside whose visits fall on other ranks' experts [s]."""
 
     def basis_at(self, visits: float) -> str:
         """Say what answers up to so many visits rest on."""
@@ -158,9 +163,11 @@ class Moes:
         alone = cut._replace(expert_parallel=1)
         if (layer, cut) in known and (cut == alone or _balanced(known[layer, cut])):
             return _found(drawn(known[layer, cut]))
+        beside_s = 0.0 if cut == alone else elsewhere_s(layer.hidden, self._rates)
         if (layer, alone) in known:
-            return _found(drawn(known[layer, alone]))
-        return Found(self._scaled(known, number_format, layer, cut), "extrapolated", inf)
+            return replace(_found(drawn(known[layer, alone])), elsewhere_s=beside_s)
+        scaled = self._scaled(known, number_format, layer, cut)
+        return Found(scaled, "extrapolated", inf, beside_s)
 
     def _scaled(
         self,
@@ -206,6 +213,14 @@ class Moes:
             return max(flop / flop_per_s, moved * distinct / self._rates.bytes_per_s)
 
         return seconds
+
+
+def elsewhere_s(hidden: int, rates: Rates) -> float:
+    """Return what a rank takes to read a token and to write its sum, neither of which it uses [s].
+
+    Both are passes over the layer's width.
+    """
+    return 2 * hidden * VALUE_BYTES / (rates.bytes_per_s * PASS_SHARE)
 
 
 def _found(measured: Rank | Grid) -> Found:

@@ -17,6 +17,7 @@ from moesim.cost.kernels.validation import (
     BY_SIZE,
     collective_sizes,
     decode_sizes,
+    forms_of,
     gemm_shapes,
     gemm_sizes,
     moe_counted,
@@ -24,6 +25,7 @@ from moesim.cost.kernels.validation import (
     moe_sizes,
     prefill_sizes,
 )
+from moesim.cost.kernels.waves import form_named, forms_for
 from moesim.cost.profile import KERNELS
 from moesim.errors import ProfileError
 from moesim.facts.hardware import Device
@@ -95,12 +97,17 @@ def _installed_version(folder: Path | None) -> str:
 
 
 def judged_kernels(kernels: Kernels, device: Device, all_gemms: Sequence[Gemm] = ()) -> Kernels:
-    """Return the kernels with their residuals; `all_gemms` are those that shapes are judged by."""
+    """Return the kernels with the forms of their products and their residuals.
+
+    `all_gemms` are those that shapes are judged by.
+    """
     rates = Rates.of(device)
     wide = [curve for curve in all_gemms or kernels.gemm if min(curve.n, curve.k) >= LEAST_N]
+    products = forms_of(kernels.gemm, rates, forms_for(device))
+    forms = {of: form_named(name, device) for of, name in products.items()}
     found: dict[str, Residual | None] = {
-        "gemm": gemm_sizes(kernels.gemm, rates).residual(BY_SIZE),
-        "gemm_shapes": gemm_shapes(wide, rates).residual(BY_SHAPE),
+        "gemm": gemm_sizes(kernels.gemm, rates, forms).residual(BY_SIZE),
+        "gemm_shapes": gemm_shapes(wide, rates, forms).residual(BY_SHAPE),
         "prefill": prefill_sizes(kernels.prefill, rates).residual(
             "every third length of prompts, from the other lengths"
         ),
@@ -109,7 +116,7 @@ def judged_kernels(kernels: Kernels, device: Device, all_gemms: Sequence[Gemm] =
         ),
         "moe": moe_sizes(kernels.moe).residual(BY_SIZE)
         or moe_counted(kernels.moe).residual("each number of hit experts, from the others"),
-        "moe_cuts": moe_cuts(kernels.moe).residual(
+        "moe_cuts": moe_cuts(kernels.moe, rates).residual(
             "all ranks with dealt experts, from those with all experts"
         ),
         "collectives": collective_sizes(kernels.collectives).residual(BY_SIZE),
@@ -117,7 +124,7 @@ def judged_kernels(kernels: Kernels, device: Device, all_gemms: Sequence[Gemm] =
     residuals = {name: residual for name, residual in found.items() if residual is not None}
     if not residuals:
         raise ProfileError("kernels: too few points to judge; import more of the table")
-    return kernels.model_copy(update={"residuals": residuals})
+    return kernels.model_copy(update={"residuals": residuals, "products": products})
 
 
 READERS = {"vidur": vidur.curves_of, "llmservingsim": llmservingsim.curves_of}

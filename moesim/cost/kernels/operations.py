@@ -30,6 +30,7 @@ from moesim.cost.kernels.experts import Cut, Layer, Moes
 from moesim.cost.kernels.gemm import Gemms
 from moesim.cost.kernels.sizes import Sizes, up_to
 from moesim.cost.kernels.tables import Kernels
+from moesim.cost.kernels.waves import form_named
 from moesim.cost.parallel import Shard
 from moesim.cost.profile import Cell
 from moesim.facts.hardware import Device
@@ -62,10 +63,12 @@ class Times:
     passes: Passes
 
     @classmethod
-    def of(cls, kernels: Kernels, rates: Rates) -> "Times":
+    def of(cls, kernels: Kernels, device: Device) -> "Times":
         """Draw the curves through a file of kernels."""
+        rates = Rates.of(device)
+        forms = {of: form_named(name, device) for of, name in kernels.products.items()}
         return cls(
-            gemms=Gemms(kernels.gemm, rates),
+            gemms=Gemms(kernels.gemm, rates, forms),
             prompts=Prompts(kernels.prefill, rates),
             decoding=Decoding(kernels.decode, rates),
             moes=Moes(kernels.moe, rates),
@@ -92,7 +95,7 @@ class Operations:
         self._device = device
         self._part = part
         self._shard = Shard.of(spec, part)
-        self._times = Times.of(kernels, Rates.of(device))
+        self._times = Times.of(kernels, device)
         self._rest = SAME_SPEED.get(precision.rest, precision.rest)
         self._plain = SAME_SPEED.get(precision.plain, precision.plain)
         self._sparse = SAME_SPEED.get(precision.experts, precision.experts)
@@ -220,9 +223,11 @@ class Operations:
         rows = []
         for count in sizes.tokens:
             visits, hit = self._loads(count)
+            elsewhere_s = of_rank.elsewhere_s * count * (1.0 - visits)
             rows.append(
                 [
-                    of_rank.seconds(count * visits_each * visits, min(own, distinct * hit))
+                    elsewhere_s
+                    + of_rank.seconds(count * visits_each * visits, min(own, distinct * hit))
                     for distinct in sizes.distinct
                 ]
             )

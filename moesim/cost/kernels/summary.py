@@ -13,14 +13,15 @@ from moesim.errors import ProfileError
 
 def facts_of(kernels: Kernels) -> dict[str, Any]:
     """Return a file of kernels without its points: how many there are, and all else."""
-    counts = {
+    counts: dict[str, dict[str, Any]] = {
         family: {
             "curves": len(getattr(kernels, family)),
             "points": sum(len(curve.us) for curve in getattr(kernels, family)),
         }
         for family in FAMILIES
     }
-    content = kernels.model_dump(mode="json", exclude=set(FAMILIES))
+    counts["gemm"]["forms"] = kernels.products
+    content = kernels.model_dump(mode="json", exclude={*FAMILIES, "products"})
     return {**content, "families": counts, "formats": formats_of(kernels)}
 
 

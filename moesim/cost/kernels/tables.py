@@ -193,6 +193,9 @@ class Kernels(_Part):
     """What was dropped or is missing."""
     residuals: dict[str, Residual] = {}
     """By family, from cross-validation."""
+    products: dict[str, Literal["roofline", "waves", "rows"]] = {}
+    """By format: how products go with their tokens between sizes (`moesim.cost.kernels.waves`);
+    with the roofline where nothing is said."""
     gemm: tuple[Gemm, ...] = ()
     """Products."""
     prefill: tuple[Prefill, ...] = ()

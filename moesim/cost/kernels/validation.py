@@ -6,21 +6,31 @@ and predicted from the shapes around. First and last points are never left out: 
 beyond them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from moesim.cost.expected import Rates
-from moesim.cost.kernels.attention import Decoding, Heads, Prompts, per_chunk
+from moesim.cost.kernels.attention import Decoding, Heads, Prompts, Series, per_chunk
 from moesim.cost.kernels.curves import MICRO, Floats, LogCurve
-from moesim.cost.kernels.experts import BALANCED, BORROWED, drawn, less_balanced
-from moesim.cost.kernels.gemm import Gemms
+from moesim.cost.kernels.experts import (
+    BALANCED,
+    BORROWED,
+    drawn,
+    elsewhere_s,
+    less_balanced,
+)
+from moesim.cost.kernels.gemm import Form, Gemms
 from moesim.cost.kernels.tables import Collective, Decode, Gemm, Moe, Prefill, Residual
 from moesim.cost.kernels.uncertainty import QUANTILES
 from moesim.errors import ProfileError
 
 FOLDS = 3
+
+CLEARLY = 0.9
+"""Ratio of 90th percentiles of errors from which on another form than the roofline is taken: forms
+that differ by less are alike."""
 
 ALIKE = 1.04
 """Ratio up to which sizes count as one: tables have a size and the next whole number after it."""
@@ -93,12 +103,35 @@ def _with(curve: Gemm, places: Iterable[int]) -> Gemm:
     )
 
 
-def gemm_sizes(curves: Iterable[Gemm], rates: Rates) -> Pairs:
+def forms_of(curves: Sequence[Gemm], rates: Rates, forms: Mapping[str, Form]) -> dict[str, str]:
+    """Return by format the name of the form whose left-out sizes are nearest.
+
+    The first of `forms`, the roofline, stays where no other is clearly nearer.
+    """
+    found = {}
+    for name in sorted({curve.format for curve in curves}):
+        own = [curve for curve in curves if curve.format == name]
+        off = {
+            form_name: _nine_in_ten(gemm_sizes(own, rates, {name: form}))
+            for form_name, form in forms.items()
+        }
+        first, best = next(iter(off)), min(off, key=lambda form_name: off[form_name])
+        found[name] = best if off[best] < CLEARLY * off[first] else first
+    return found
+
+
+def _nine_in_ten(pairs: Pairs) -> float:
+    return float(np.quantile(np.abs(pairs.errors), 0.9)) if pairs.where else 0.0
+
+
+def gemm_sizes(
+    curves: Iterable[Gemm], rates: Rates, forms: Mapping[str, Form] | None = None
+) -> Pairs:
     """Leave sizes of products out."""
     pairs = Pairs()
     for curve in curves:
         for stay, out in folds(curve.tokens):
-            gemms = Gemms([_with(curve, stay)], rates)
+            gemms = Gemms([_with(curve, stay)], rates, forms)
             asked = np.array([float(curve.tokens[i]) for i in out])
             values, _ = gemms.seconds(curve.format, curve.n, curve.k, asked)
             for i, value in zip(out, values, strict=True):
@@ -108,7 +141,10 @@ def gemm_sizes(curves: Iterable[Gemm], rates: Rates) -> Pairs:
 
 
 def gemm_shapes(
-    curves: Sequence[Gemm], rates: Rates, wanted: Callable[[Gemm], bool] = lambda _: True
+    curves: Sequence[Gemm],
+    rates: Rates,
+    forms: Mapping[str, Form] | None = None,
+    wanted: Callable[[Gemm], bool] = lambda _: True,
 ) -> Pairs:
     """Leave shapes of products out: with all of their n, and with all of their k."""
     pairs = Pairs()
@@ -117,7 +153,7 @@ def gemm_shapes(
         for side in ("n", "k"):
             for left_out in sorted({getattr(curve, side) for curve in own})[1:-1]:
                 rest = [curve for curve in own if getattr(curve, side) != left_out]
-                gemms = Gemms(rest, rates)
+                gemms = Gemms(rest, rates, forms)
                 for curve in own:
                     if getattr(curve, side) == left_out and wanted(curve):
                         _judge(pairs, gemms, curve, rest)
@@ -200,6 +236,44 @@ def prefill_sizes(curves: Iterable[Prefill], rates: Rates) -> Pairs:
     return pairs
 
 
+def decode_heads(curves: Sequence[Decode], rates: Rates) -> Pairs:
+    """Leave out all heads of decoding with as many for keys and values."""
+    pairs = Pairs()
+    for out, rest in _by_kv_heads(curves):
+        decoding = Decoding(rest, rates)
+        for curve in out:
+            heads = Heads(curve.heads, curve.kv_heads, curve.head_dim)
+            for batch, context, us in zip(curve.sequences, curve.context, curve.us, strict=True):
+                if context <= decoding.reach(heads, curve.kv_format, batch):
+                    value, _ = decoding.seconds(heads, curve.kv_format, batch, context)
+                    pairs.add(f"{tuple(heads)} {curve.kv_format} batch {batch} context {context}",
+                              us * MICRO, value)  # fmt: skip
+    return pairs
+
+
+def prefill_heads(curves: Sequence[Prefill], rates: Rates) -> Pairs:
+    """Leave out all heads of prompts with as many for keys and values."""
+    pairs = Pairs()
+    for out, rest in _by_kv_heads(curves):
+        prompts = Prompts(rest, rates)
+        for curve in out:
+            heads = Heads(curve.heads, curve.kv_heads, curve.head_dim)
+            for new, measured in sorted(per_chunk([curve]).items()):
+                value, _ = prompts.seconds(heads, curve.kv_format, new, 0)
+                pairs.add(f"{tuple(heads)} {curve.kv_format} new {new}", measured, value)
+    return pairs
+
+
+def _by_kv_heads(curves: Sequence[Series]) -> Iterator[tuple[list[Series], list[Series]]]:
+    """Yield what is left out and what stays, a number of heads of keys and values at a time."""
+    several = {curve.kv_heads for curve in curves}
+    for left_out in sorted(several) if len(several) > 1 else []:
+        yield (
+            [curve for curve in curves if curve.kv_heads == left_out],
+            [curve for curve in curves if curve.kv_heads != left_out],
+        )
+
+
 def moe_sizes(curves: Iterable[Moe]) -> Pairs:
     """Leave numbers of tokens out of layers of experts: balanced ones, where there are any."""
     pairs = Pairs()
@@ -244,7 +318,7 @@ def moe_counted(curves: Iterable[Moe]) -> Pairs:
     return pairs
 
 
-def moe_cuts(curves: Sequence[Moe]) -> Pairs:
+def moe_cuts(curves: Sequence[Moe], rates: Rates) -> Pairs:
     """Predict ranks with dealt experts from those with all experts, cut as fine."""
     pairs = Pairs()
     whole = {
@@ -256,12 +330,14 @@ def moe_cuts(curves: Sequence[Moe]) -> Pairs:
         other = whole.get(_layer_of(curve))
         if curve.expert_parallel == 1 or curve.distribution != BALANCED or other is None:
             continue
-        rank = drawn([other])
+        rank, each_s = drawn([other]), elsewhere_s(curve.hidden, rates)
         for tokens, us in zip(curve.tokens, curve.us, strict=True):
             hit = _hit(curve, tokens)
             if hit is not None:
                 visits = tokens * curve.top_k / curve.expert_parallel
-                pairs.add(_of(curve, tokens), us * MICRO, rank.seconds(visits, hit))
+                beside_s = each_s * tokens * (1 - 1 / curve.expert_parallel)
+                predicted = rank.seconds(visits, hit) + beside_s
+                pairs.add(_of(curve, tokens), us * MICRO, predicted)
     return pairs
 
 

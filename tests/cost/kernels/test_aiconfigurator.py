@@ -53,7 +53,9 @@ def test_units_are_ours(write: Writer) -> None:
 
 def test_curves_of_a_lawful_machine_are_right_where_they_were_not_drawn(write: Writer) -> None:
     """So that what cross-validation finds on real tables is theirs."""
-    residuals = _imported(write()).residuals
+    kernels = _imported(write())
+    residuals = kernels.residuals
+    assert kernels.products == {"bf16": "roofline", "fp8": "roofline"}
     for family in ("gemm", "gemm_shapes", "decode"):
         assert residuals[family].p90 < 0.03, family
     assert residuals["prefill"].p90 < 0.1

@@ -5,12 +5,16 @@ import pytest
 
 from moesim import simulate
 from moesim.cost.curves import Fan
-from moesim.cost.expected import PASS_S, Rates, expected_s
+from moesim.cost.expected import PASS_S, Rates, expected_s, uniform_popularity
+from moesim.cost.imbalance import largest_share
 from moesim.cost.iteration import CostModel
 from moesim.cost.kernels.assembling import assembled_profile
 from moesim.cost.kernels.elementwise import PASS_SHARE
+from moesim.cost.kernels.experts import drawn
+from moesim.cost.kernels.gemm import Gemms
 from moesim.cost.kernels.tables import Kernels, load_kernels
 from moesim.cost.kernels.uncertainty import SOFTWARE, added
+from moesim.cost.kernels.waves import form_named
 from moesim.cost.profile import COORDINATES, Profile
 from moesim.cost.residuals import resampled
 from moesim.cost.roofline import launch_s, on_slice
@@ -261,6 +265,39 @@ def test_a_scenario_of_another_device_or_format_is_refused() -> None:
     }
     with pytest.raises(ProfileError, match=r"models\.m\.precision: no products in int8"):
         simulate(scenario_from(_scenario(models=models)))
+
+
+def test_tokens_that_visit_other_ranks_are_passed_over(kernels: Kernels) -> None:
+    """On a rank drawn from one with all experts: 4,096 tokens less its own visits, in and out."""
+    undealt = tuple(curve for curve in kernels.moe if curve.expert_parallel == 1)
+    part = group(H100, expert_parallel=4)
+    less = kernels.model_copy(update={"moe": undealt})
+    profile = assembled_profile(less, MIXTRAL, H100, part=part, **LIMITS)
+    balanced = next(
+        c for c in undealt
+        if (c.hidden, c.tensor_parallel, c.format, c.distribution) == (4096, 1, "bf16", "balanced")
+    )  # fmt: skip
+    visits, hit = largest_share(uniform_popularity(MIXTRAL), 4096, 4)
+    own_s = drawn([balanced]).seconds(2 * 4096 * visits, 8 * hit)
+    beside_s = 4096 * (1 - visits) * 2 * 4096 * 2 / (3.35e12 * PASS_SHARE)
+    assert _of(profile, "experts", 4096, 8) == pytest.approx(own_s + beside_s)
+
+
+def test_products_follow_the_form_that_the_file_names() -> None:
+    """A width that A100's table lacks: Llama 3's head and FFN, where waves step for themselves."""
+    kernels, device = load_kernels("a100-sxm-80gb"), load_device("a100-sxm-80gb")
+    spec = load_model("llama-3-8b")
+    waves = assembled_profile(kernels, spec, device, **LIMITS)
+    plain = assembled_profile(kernels.model_copy(update={"products": {}}), spec, device, **LIMITS)
+    forms = {"bf16": form_named("waves", device)}
+    gemms = Gemms([c for c in kernels.gemm if c.format == "bf16"], Rates.of(device), forms)
+    tokens = np.array([512.0])
+    wide = gemms.seconds("bf16", 28672, 4096, tokens)[0] + gemms.seconds(
+        "bf16", 4096, 14336, tokens
+    )[0]  # fmt: skip
+    passed_s = PASS_S + 2 * 3 * 14336 * 512 / (2.039e12 * PASS_SHARE)
+    assert _of(waves, "experts", 512, 1) == pytest.approx(float(wide[0]) + passed_s)
+    assert _of(waves, "experts", 512, 1) != pytest.approx(_of(plain, "experts", 512, 1), rel=0.005)
 
 
 def test_no_kernel_beats_the_datasheet(kernels: Kernels, whole: Profile) -> None:

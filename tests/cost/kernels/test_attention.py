@@ -131,11 +131,84 @@ def test_heads_between_measured_ones() -> None:
     assert basis == "interpolated"
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (64, 16), (12, 2)])
+@pytest.mark.parametrize("new", [16, 300, 8192])
+def test_prompts_of_other_heads_compute_on_queries_and_keep_keys(
+    heads: int, kv_heads: int, new: int
+) -> None:
+    """From 32 heads with 8 for keys: arithmetic with the queries, a pass with keys and values."""
+    pass_us = 2e6 * 128 * 4 / (0.8 * RATES.bytes_per_s)
+
+    def us(heads: int, kv_heads: int, new: int) -> float:
+        return heads * (1e-6 * new * new + 2e-3 * new) + pass_us * kv_heads * new
+
+    sizes = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    table = Prefill(
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        kv_format="bf16",
+        sequences=(1,) * len(sizes),
+        new_tokens=sizes,
+        context=(0,) * len(sizes),
+        us=tuple(us(32, 8, size) for size in sizes),
+    )
+    prompts = Prompts([table], RATES)
+    seconds, basis = prompts.seconds(Heads(heads, kv_heads, 128), "bf16", new, 0)
+    assert seconds * 1e6 == pytest.approx(us(heads, kv_heads, new), rel=0.02)
+    assert basis == "extrapolated"
+
+
+def test_a_context_is_read_by_the_heads_themselves() -> None:
+    """Four times the heads of keys and values take four times as long to read."""
+    prompts = _prompts(32)
+    few, many = Heads(32, 8, 128), Heads(32, 32, 128)
+
+    def beside(heads: Heads) -> float:
+        ends = [prompts.seconds(heads, "bf16", 16, context)[0] for context in (10**6, 2 * 10**6)]
+        return ends[1] - ends[0]
+
+    assert beside(many) == pytest.approx(10**6 * 32 * 128 * 4 / RATES.bytes_per_s)
+    assert beside(few) < beside(many)
+
+
 def test_other_heads_are_scaled_and_say_so() -> None:
     """By the keys and values that are read."""
     seconds, basis = _decoding((32, 8)).seconds(Heads(32, 4, 128), "bf16", 256, 8192)
     assert seconds * 1e6 == pytest.approx(_decode_us(4, 256, 8192), rel=0.01)
     assert basis == "extrapolated"
+
+
+def _in_parts_us(parts: float, context: float) -> float:
+    """Return what a machine takes that is full from 400 parts on."""
+    return 5.0 + parts * context * 128 * 4 / (1e-6 * BYTES_PER_S * min(1.0, (parts / 400) ** 0.5))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (64, 16), (12, 4)])
+@pytest.mark.parametrize(("batch", "context"), [(2, 1024), (16, 128), (64, 8192)])
+def test_as_many_parts_take_as_long(heads: int, kv_heads: int, batch: int, context: int) -> None:
+    """Few sequences with many heads of keys and values fill the device as more with few do."""
+    batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    points = list(product(batches, (128, 1024, 8192)))
+    table = [
+        Decode(
+            heads=4 * several,
+            kv_heads=several,
+            head_dim=128,
+            kv_format="bf16",
+            sequences=tuple(batch for batch, _ in points),
+            context=tuple(context for _, context in points),
+            us=tuple(_in_parts_us(batch * several, context) for batch, context in points),
+        )
+        for several in (2, 8)
+    ]
+    asked = Heads(heads, kv_heads, 128)
+    decoding = Decoding(table, RATES)
+    seconds, basis = decoding.seconds(asked, "bf16", batch, context)
+    assert seconds * 1e6 == pytest.approx(_in_parts_us(batch * kv_heads, context), rel=1e-6)
+    assert basis == "extrapolated"
+    assert decoding.reach(asked, "bf16", batch) == pytest.approx(8192)
+    assert batch in decoding.batches(asked, "bf16")
 
 
 def test_an_unknown_kv_format_names_those_there_are() -> None:

@@ -65,6 +65,17 @@ def test_dealt_experts_are_part_of_a_rank_with_all() -> None:
     assert rank.basis == "interpolated"
 
 
+def test_tokens_whose_visits_fall_elsewhere_are_passed_over() -> None:
+    """Read and written, 4,096 wide, at 0.8 of the bandwidth; a rank's own table has them in it."""
+    moes = Moes([_curve(), _curve("power_law_1.2", expert_parallel=2)], RATES)
+    wanted = 2 * 4096 * 2 / (0.8 * RATES.bytes_per_s)
+    assert moes.rank("bf16", LAYER, Cut(1, 2)).elsewhere_s == pytest.approx(wanted)
+    assert moes.rank("bf16", LAYER._replace(inner=7168), Cut(1, 2)).elsewhere_s > 0
+    assert moes.rank("bf16", LAYER, Cut(1, 1)).elsewhere_s == 0
+    own = Moes([_curve(), _curve(expert_parallel=2)], RATES)
+    assert own.rank("bf16", LAYER, Cut(1, 2)).elsewhere_s == 0
+
+
 def test_a_balanced_rank_with_dealt_experts_is_looked_up() -> None:
     """Whatever the others say."""
     own = _curve(expert_parallel=2, us=tuple(3.0 * us for us in _curve().us))

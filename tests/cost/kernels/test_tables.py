@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from moesim.cost.kernels.summary import facts_of
 from moesim.cost.kernels.tables import Kernels, kernels_from, load_kernels, save_kernels
 from moesim.cost.profile import load_profile
 from moesim.errors import ProfileError
@@ -52,6 +53,13 @@ def test_shipped_kernels_are_small_named_and_judged(name: str) -> None:
         assert found.residuals[family].p50 <= 0.05
 
 
+def test_shipped_kernels_say_how_products_go_between_sizes() -> None:
+    """In waves before Hopper, in full rows where weights are widened; what is shown says so."""
+    forms = facts_of(load_kernels("a100-sxm-80gb"))["families"]["gemm"]["forms"]
+    assert forms == {"bf16": "waves", "int4": "rows", "int8": "rows"}
+    assert set(load_kernels("h100-sxm-80gb").products.values()) == {"roofline"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -61,6 +69,7 @@ def test_shipped_kernels_are_small_named_and_judged(name: str) -> None:
          "gemm.0: tokens: 2 sizes beside 1 durations"),
         ({"gemm": [{"format": "bf16", "n": 1, "k": 1, "tokens": [1], "us": [-1.0]}]},
          "gemm.0.us.0: -1.0"),
+        ({"products": {"bf16": "spline"}}, "products.bf16"),
         ({"colour": 1}, "colour: unknown key"),
     ],
 )  # fmt: skip

@@ -7,14 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.cost.expected import Rates
-from moesim.cost.kernels.tables import Gemm, Moe
+from moesim.cost.kernels.tables import Decode, Gemm, Moe, Prefill
 from moesim.cost.kernels.validation import (
     ALIKE,
+    decode_heads,
     folds,
     gemm_shapes,
     gemm_sizes,
     moe_counted,
+    moe_cuts,
     moe_sizes,
+    prefill_heads,
 )
 from moesim.facts.catalog import load_device
 
@@ -63,6 +66,53 @@ def test_shapes_are_judged_from_those_around() -> None:
     assert abs(pairs.errors).max() < 0.2
 
 
+def test_heads_are_judged_from_those_with_others_for_keys() -> None:
+    """All with as many; those that share the number do not help to predict each other."""
+    points = [(batch, context) for batch in (1, 2, 4, 8, 16) for context in (128, 1024, 8192)]
+    table = [
+        Decode(
+            heads=heads,
+            kv_heads=several,
+            head_dim=128,
+            kv_format="bf16",
+            sequences=tuple(batch for batch, _ in points),
+            context=tuple(context for _, context in points),
+            us=tuple(5.0 + 1e-3 * batch * several * context for batch, context in points),
+        )
+        for heads, several in ((4, 1), (6, 1), (8, 2), (16, 4))
+    ]
+    pairs = decode_heads(table, RATES)
+    assert len(pairs.where) == 4 * len(points)
+    within = [
+        error
+        for where, error in zip(pairs.where, pairs.errors, strict=True)
+        if where.startswith("(8, 2") and "batch 1 " not in where
+    ]
+    assert max(within, key=abs) == pytest.approx(0.0, abs=1e-9)
+    assert not decode_heads(table[:2], RATES).where
+
+
+def test_prompts_are_judged_from_heads_with_others_for_keys() -> None:
+    """What a rank computes goes with its queries: 8 heads take twice as long as 4."""
+    sizes = (128, 256, 512, 1024, 2048)
+    table = [
+        Prefill(
+            heads=4 * several,
+            kv_heads=several,
+            head_dim=128,
+            kv_format="bf16",
+            sequences=(1,) * len(sizes),
+            new_tokens=sizes,
+            context=(0,) * len(sizes),
+            us=tuple(several * 1e-3 * size * size for size in sizes),
+        )
+        for several in (1, 2, 4)
+    ]
+    pairs = prefill_heads(table, RATES)
+    assert len(pairs.where) == 3 * len(sizes)
+    assert pairs.errors == pytest.approx(0.0, abs=1e-9)
+
+
 def _moe(**changed: object) -> Moe:
     us = tuple(10.0 + 50.0 * min(8, 2 * tokens) for tokens in TOKENS)
     return Moe.model_validate(
@@ -77,6 +127,29 @@ def test_experts_that_few_tokens_hit_are_judged_too() -> None:
     errors = dict(zip(pairs.where, pairs.errors, strict=True))
     assert errors["bf16 8x8 tp 1 ep 1 balanced 2"] == pytest.approx(0.0, abs=1e-9)
     assert len(errors) == 5
+
+
+def test_dealt_experts_are_judged_with_all_tokens_passed_over() -> None:
+    """A machine that passes over every token, wherever it visits, and reads one expert in 50 us."""
+
+    def us(parts: int, tokens: int) -> float:
+        passed = tokens * 2 * 8192 * 2 / (0.8 * RATES.bytes_per_s) * 1e6
+        return 10.0 + 50.0 * min(8, max(parts, 2 * tokens)) / parts + passed
+
+    tokens = (1, 2, 4, 16, 256, 4096, 16384)
+    several = [
+        _moe(
+            hidden=8192,
+            expert_parallel=parts,
+            tokens=tokens,
+            us=tuple(us(parts, count) for count in tokens),
+        )
+        for parts in (1, 2, 4)
+    ]
+    pairs = moe_cuts(several, RATES)
+    assert len(pairs.where) == 14
+    assert pairs.errors == pytest.approx(0.0, abs=1e-3)
+    assert us(4, 16384) / us(4, 16) > 1.5
 
 
 def test_counted_experts_are_judged_by_number() -> None:
