@@ -196,7 +196,7 @@ def test_the_wheel_carries_the_packages_and_the_data(wheel: list[str]) -> None:
     expected |= {
         f"moesim/{path.relative_to(ROOT)}"
         for path in (ROOT / "data").rglob("*")
-        if path.suffix in {".py", ".yaml", ".json"}
+        if path.suffix in {".py", ".yaml", ".json", ".csv"}
     }
     assert {name for name in wheel if ".dist-info/" not in name} == expected
 

@@ -3,7 +3,7 @@
 Up to 0.14 trtllm-bench took both from a table of its own, `TABULATED`, and refused what was not in
 it; later versions reckon them from the memory that is left (`reckoned`). Mixtral on eight ranks was
 published although the tables that can be found lack it: engines on eight ranks are taken to be as
-large as the table's others there.
+large as the table's others there, but for the longest answers, where results tell (`FOUND_AT`).
 
 Sources: TensorRT-LLM's bench/build/benchmark_config.yml of version 0.14 and bench/build/tuning.py
 of later ones (Apache-2.0).
@@ -32,6 +32,12 @@ TABULATED_AT: tuple[tuple[str, Mapping[tuple[int, int], Built]], ...] = (
 )
 """By model, ranks, and tokens of prompt and answer together, where these were told apart."""
 
+FOUND_AT: tuple[tuple[str, Mapping[tuple[int, int], Built]], ...] = (
+    (r"mixtral-8x7b.*", {(8, 4224): (512, 16384)}),
+)
+"""The same, where the table is lacking: the power of two of sequences with which rows of 128 and
+4,096 tokens on A100-SXM and on L40S come nearest. These do not judge (`served.FOUND_ON`)."""
+
 ON_EIGHT: Built = (8192, 16384)
 """What the table has for all models but one on eight ranks."""
 
@@ -49,8 +55,10 @@ def tabulated(model: str, ranks: int, tokens: int) -> Built | None:
     ((256, 1024), (2048, 1024))
     >>> tabulated("mixtral-8x7b", 8, 256), tabulated("mixtral-8x22b", 4, 256)
     ((8192, 16384), None)
+    >>> tabulated("mixtral-8x7b", 8, 4224), tabulated("mixtral-8x22b", 8, 4224)
+    ((512, 16384), (8192, 16384))
     """
-    for pattern, at in TABULATED_AT:
+    for pattern, at in (*TABULATED_AT, *FOUND_AT):
         if re.fullmatch(pattern, model) and (ranks, tokens) in at:
             return at[ranks, tokens]
     for pattern, by_ranks in TABULATED:

@@ -12,7 +12,7 @@ from math import exp, log
 from moesim.evidence.accuracy.costs import Costs, Slower
 from moesim.evidence.accuracy.course import Course, of_course, simulated
 from moesim.evidence.accuracy.experiments import Figure
-from moesim.evidence.accuracy.paces import Settings, with_prompts
+from moesim.evidence.accuracy.paces import Settings, costs_with, with_prompts
 from moesim.evidence.accuracy.predictions import settings_of
 
 STEP = 1.1
@@ -59,6 +59,7 @@ def cause_of(
     Where requests come by a clock an engine with another pace has another batch.
     """
     setting = (settings or settings_of(figure, costs)).likeliest
+    costs = costs_with(setting, costs)
     experiment = with_prompts(figure.experiment, setting.prompt_tokens)
 
     def after(slower: Slower, memory: float) -> Course:

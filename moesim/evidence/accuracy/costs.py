@@ -6,17 +6,22 @@ from typing import Self
 
 import numpy as np
 
+from moesim.cost.expected import Rates
 from moesim.cost.iteration import Cost, CostModel
 from moesim.cost.kernels.assembling import assembled_profile
 from moesim.cost.kernels.tables import load_kernels
 from moesim.cost.kernels.uncertainty import iteration_residuals
+from moesim.cost.parallel import Shard
 from moesim.cost.profile import Profile
 from moesim.cost.roofline import on_slice, roofline_profile
 from moesim.errors import ProfileError
+from moesim.evidence.accuracy.earlier import as_earlier
 from moesim.evidence.accuracy.experiments import System
 from moesim.evidence.accuracy.names import UnknownRowError, shipped_device
-from moesim.evidence.accuracy.routing import routed_alike
+from moesim.evidence.accuracy.narrowed import as_many_bytes, narrowed, timed_instead
+from moesim.evidence.accuracy.routing import routed_alike, routed_unevenly
 from moesim.facts.catalog import shipped
+from moesim.facts.precision import Precision
 from moesim.scenario import ROOFLINE
 from moesim.serving.iterations import Floats
 
@@ -139,11 +144,36 @@ class Costs:
 
     def _make_cost(self, system: System, tokens: int, sequences: int) -> Cost:
         profile = self._profiles(system, tokens, sequences)
-        if system.alike and system.spec.num_local_experts:
-            profile = routed_alike(profile)
+        if system.spec.num_local_experts:
+            profile = _routed(profile, system)
         return CostModel(profile, max_batched_tokens=tokens, max_num_seqs=sequences)
 
     def _make_profile(self, system: System, tokens: int, sequences: int) -> Profile:
+        profile = self._narrowed(system, tokens, sequences)
+        if system.earlier is None:
+            return profile
+        shard, experts = Shard.of(system.spec, system.part), system.precision.experts
+        return as_earlier(profile, system.earlier, shard, system.device, experts)
+
+    def _narrowed(self, system: System, tokens: int, sequences: int) -> Profile:
+        """Return the profile of a system's tables, its experts scaled where none such are there."""
+        timed, spec = replace(system, precision=self._timed(system)), system.spec
+        profile = self._of_tables(timed, tokens, sequences)
+        if timed == system:
+            return profile
+        shard, rates = Shard.of(spec, system.part), Rates.of(shipped_device(system.device))
+        shorter = as_many_bytes(spec, system.precision.experts, shard.tensor_parallel)
+        fewer = self._of_tables(replace(timed, spec=shorter), tokens, sequences)
+        return narrowed(profile, fewer, shard, rates)
+
+    def _timed(self, system: System) -> Precision:
+        """Return the formats that are looked up for a system."""
+        name = self.profile_of(system.device)
+        if name == ROOFLINE or not system.spec.num_local_experts:
+            return system.precision
+        return timed_instead(system.precision, {each.format for each in self._kernels(name).moe})
+
+    def _of_tables(self, system: System, tokens: int, sequences: int) -> Profile:
         device, name = shipped_device(system.device), self.profile_of(system.device)
         if name == ROOFLINE:
             profile = roofline_profile(
@@ -166,6 +196,13 @@ class Costs:
             )
         except ProfileError as wrong:
             raise UnknownRowError(f"profile {name}: {wrong}") from None
+
+
+def _routed(profile: Profile, system: System) -> Profile:
+    """Return a profile with experts chosen as by a system."""
+    if system.alike:
+        return routed_alike(profile)
+    return profile if system.rare is None else routed_unevenly(profile, system.rare)
 
 
 def _rounded(count: int, least: int) -> int:

@@ -17,7 +17,8 @@ MLPerf's entries cannot have set room aside for answers of 1,024 tokens each: 30
 the logs' latencies at their rates say 650. Here they set aside what answers really need, which
 nearly comes to the same as admitting whoever fits, and is forty times as fast to simulate.
 Static batches of vLLM without a version are those of 2024, as are versions before 0.6: their host
-did not work beside the device (blog.vllm.ai, 5 September 2024). Those of TensorRT-LLM without a
+did not work beside the device (blog.vllm.ai, 5 September 2024). What the kernels of vLLM before 0.4
+and of TensorRT-LLM 0.9 were is in `earlier`. Those of TensorRT-LLM without a
 version are those of its Python session of that year; its servers without a version are of 2025
 (InferenceMAX's), when they had the PyTorch backend.
 TensorRT-LLM builds engines of FP8 weights with an FP8 KV cache; its blocks are of 64 tokens, 32 in
@@ -27,8 +28,18 @@ the PyTorch backend of 1.0.
 import re
 from dataclasses import dataclass, replace
 
+from moesim.evidence.accuracy.earlier import UNTUNED, Earlier
 from moesim.evidence.accuracy.names import UnknownRowError
-from moesim.evidence.accuracy.served import SESSION_2024, VLLM_2024, XQA_0_9, Gathered, Host
+from moesim.evidence.accuracy.routing import RANDOM_0_9, Made
+from moesim.evidence.accuracy.served import (
+    AMPERE_0_9,
+    EXECUTOR_0,
+    SESSION_2024,
+    VLLM_2024,
+    XQA_0_9,
+    Gathered,
+    Host,
+)
 from moesim.serving.policies import POLICIES, Policy
 
 COPIES = 3
@@ -49,6 +60,10 @@ TABLE_UNTIL = (0, 14)
 
 VLLM_FASTER_FROM = (0, 6)
 """The first version of vLLM whose host was made to work beside the device."""
+
+VLLM_KERNELS_FROM = (0, 4)
+"""The first version of vLLM with tuned tiles for experts, and its own all-reduce for good; where a
+row says `tuned tiles`, they were tuned before."""
 
 TORCH_FROM = (1, 0)
 """The first version whose backend is PyTorch, unless told otherwise."""
@@ -81,6 +96,12 @@ class Engine:
     """What it adds to the kernels of each iteration; None where that is not known."""
     gathered: Gathered | None = None
     """Which query heads it decodes together; None where its kernels are as those in the tables."""
+    earlier: Earlier | None = None
+    """Other kernels that it had before those in the tables."""
+    wide_experts: bool = False
+    """Whether experts stay in 16 bits where other weights are in FP8."""
+    made: Made | None = None
+    """How its benchmark's prompts are routed; None where that is not known."""
 
 
 def engine_of(software: str, scenario: str) -> Engine:
@@ -91,17 +112,7 @@ def engine_of(software: str, scenario: str) -> Engine:
     if "gpt-fast" in name:
         return _static("gpt-fast", None)
     if name.startswith("vllm"):
-        old = _version(name, (0, 0)) < VLLM_FASTER_FROM
-        return Engine(
-            name="vLLM",
-            host=VLLM_2024 if old and scenario == "static_batch" else None,
-            policy=POLICIES["chunked_prefill"],
-            block_size=16,
-            kv_share=0.90,
-            of_free=False,
-            max_num_seqs=1024,
-            max_batched_tokens=8192,
-        )
+        return _vllm(name, scenario)
     if name.startswith("sglang"):
         return Engine(
             name="SGLang",
@@ -113,6 +124,24 @@ def engine_of(software: str, scenario: str) -> Engine:
             max_batched_tokens=8192,
         )
     raise UnknownRowError(f"software {software or '(none)'} is not modelled")
+
+
+def _vllm(name: str, scenario: str) -> Engine:
+    version = _version(name, (0, 0))
+    old = version < VLLM_FASTER_FROM
+    early = (0, 0) < version < VLLM_KERNELS_FROM
+    tile = None if "tuned tiles" in name else UNTUNED
+    return Engine(
+        name="vLLM",
+        host=VLLM_2024 if old and scenario == "static_batch" else None,
+        earlier=Earlier(nccl=True, tile=tile) if early else None,
+        policy=POLICIES["chunked_prefill"],
+        block_size=16,
+        kv_share=0.90,
+        of_free=False,
+        max_num_seqs=1024,
+        max_batched_tokens=8192,
+    )
 
 
 def _version(name: str, otherwise: tuple[int, int]) -> tuple[int, int]:
@@ -127,7 +156,7 @@ def _tensorrt(name: str, scenario: str) -> Engine:
         if not re.search(r"\d", name):
             return replace(static, host=SESSION_2024)
         old = re.search(r"\b0\.9\b", name)
-        return replace(static, gathered=XQA_0_9) if old else static
+        return _of_0_9(static) if old else static
     mlperf = scenario.startswith("mlperf")
     version = _version(name, TORCH_FROM)
     torch = not mlperf and version >= TORCH_FROM
@@ -143,7 +172,16 @@ def _tensorrt(name: str, scenario: str) -> Engine:
         tabulated=version <= TABLE_UNTIL,
         copies=COPIES if torch else DECODER_COPIES,
         copies_of_positions=0 if torch else DECODER_COPIES,
+        host=None if torch or mlperf else EXECUTOR_0,
     )
+
+
+def _of_0_9(static: Engine) -> Engine:
+    """Return TensorRT-LLM 0.9, whose plugin for experts has no FP8 (tensorrt_llm/layers/moe.py).
+
+    Those of its engines in FP8 are in 16 bits.
+    """
+    return replace(static, gathered=XQA_0_9, earlier=AMPERE_0_9, wide_experts=True, made=RANDOM_0_9)
 
 
 def _static(name: str, kv_format: str | None) -> Engine:

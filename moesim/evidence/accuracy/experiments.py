@@ -3,9 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesim.errors import ScenarioError
+from moesim.evidence.accuracy.earlier import Earlier
 from moesim.evidence.accuracy.engines import Engine, engine_of
 from moesim.evidence.accuracy.metrics import Metric, metric_of
 from moesim.evidence.accuracy.names import (
@@ -33,6 +34,10 @@ class System:
     precision: Precision
     alike: bool = False
     """Whether all sequences of a batch are the same, and choose the same experts."""
+    rare: float | None = None
+    """Share of the tokens that choose an expert which is no favourite; None if all are alike."""
+    earlier: Earlier | None = None
+    """Kernels that its engine had before those in the tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +98,10 @@ def figure_of(row: Row) -> Figure:
         spec=spec,
         device=device.name,
         part=part,
-        precision=precision_of(row.precision, spec, device, engine.kv_format),
-        alike=workload.copies,
+        precision=_served_in(precision_of(row.precision, spec, device, engine.kv_format), engine),
+        alike=workload.copies or _answers_alike(engine, workload),
+        rare=engine.made.rare if engine.made else None,
+        earlier=engine.earlier,
     )
     return Figure(
         row=row,
@@ -107,6 +114,19 @@ def figure_of(row: Row) -> Figure:
         metric=metric,
         replicas=replicas,
     )
+
+
+def _served_in(precision: Precision, engine: Engine) -> Precision:
+    """Return the formats that an engine really serves in."""
+    wide = engine.wide_experts and precision.experts == "fp8"
+    return replace(precision, experts="fp16") if wide else precision
+
+
+def _answers_alike(engine: Engine, workload: Workload) -> bool:
+    """Say whether a benchmark's made-up prompts are so long that all their answers are alike."""
+    made = engine.made
+    answers = workload.output_tokens > 1
+    return made is not None and answers and workload.prompt_tokens >= made.alike_from
 
 
 def _divided(row: Row, device: Device) -> tuple[Slice, int]:

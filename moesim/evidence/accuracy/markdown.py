@@ -15,6 +15,7 @@ from moesim.evidence.accuracy.wording import (
     factor_row,
     fit_words,
     headline,
+    like_words,
     row_cells,
     summary_row,
     worst_row,
@@ -36,7 +37,7 @@ def _lines(found: Accuracy, bad: Sequence[Worst], command: str) -> Iterator[str]
     yield f"{HOW}\n"
     yield f"Predictions rest on: {basis_words(found) or 'nothing'}."
     yield "\n## What is assumed, and what is weak\n"
-    yield from (f"- {assumed}" for assumed in ASSUMED)
+    yield from (f"- {assumed}" for assumed in (*ASSUMED, *like_words(found.judged)))
     if found.rows.empty:
         yield from _left_out(found)
         return

@@ -92,12 +92,18 @@ DRESSING = re.compile(
 """Owners and finishes that change nothing of a shape."""
 
 DEVICES: tuple[tuple[str, str], ...] = (
-    (r"a100-sxm4?(-80gb)?", "a100-sxm-80gb"),
-    (r"a100-sxm4?-40gb", "a100-sxm-40gb"),
-    (r"h100(-sxm5?)?(-80gb)?( hbm3)?", "h100-sxm-80gb"),
-    (r"h200(-sxm5?)?(-141gb)?", "h200-sxm-141gb"),
+    (r"a100-(80gb-)?sxm4?(-80gb)?", "a100-sxm-80gb"),
+    (r"a100-(40gb-)?sxm4?-40gb", "a100-sxm-40gb"),
+    (r"a100-(80gb-)?pcie(-80gb)?", "a100-pcie-80gb"),
+    (r"h100(-sxm5?)?(-80gb)?(-hbm3)?", "h100-sxm-80gb"),
+    (r"h100-pcie(-80gb)?", "h100-pcie-80gb"),
+    (r"h100-nvl(-94gb)?", "h100-nvl-94gb"),
+    (r"h200(-sxm5?)?(-141gb)?(-hbm3e)?", "h200-sxm-141gb"),
+    (r"h200-nvl(-141gb)?", "h200-nvl-141gb"),
     (r"l40s(-48gb)?", "l40s-48gb"),
-    (r"gh200 grace hopper superchip 144gb", "gh200-144gb"),
+    (r"gh200(-96gb|-480gb)(-hbm3)?", "gh200-96gb"),
+    (r"gh200-(grace-hopper-superchip-)?144gb(-hbm3e)?", "gh200-144gb"),
+    (r"rtx-pro-6000(-blackwell-workstation-edition)?(-96gb)?", "rtx-pro-6000-96gb"),
 )
 """Patterns of GPUs' names, and the shipped devices."""
 
@@ -138,7 +144,7 @@ def shipped_device(name: str) -> Device:
 def device_of(name: str) -> Device:
     """Return the device that a GPU's name stands for; a limit on its power is not modelled."""
     bare = re.sub(r"\(.*\)$", "", name.lower()).removeprefix("nvidia")
-    plain = bare.strip(" -").replace("_", "-")
+    plain = re.sub(r"[ _-]+", "-", bare.strip(" -_"))
     for pattern, shipped_name in DEVICES:
         if re.fullmatch(pattern, plain):
             return shipped_device(shipped_name)

@@ -15,7 +15,7 @@ from moesim.errors import ScenarioError
 from moesim.evidence.accuracy.costs import Costs
 from moesim.evidence.accuracy.experiments import Figure, understood
 from moesim.evidence.accuracy.factors import with_factors
-from moesim.evidence.accuracy.paces import Fit, fitted_paces, paces_of
+from moesim.evidence.accuracy.paces import Fit, fitted_paces, fitted_prompts, paces_of
 from moesim.evidence.accuracy.predictions import Paces, Prediction, Told, predicted
 from moesim.evidence.accuracy.served import found_on
 from moesim.evidence.accuracy.table import Row, read_table
@@ -55,9 +55,9 @@ class Accuracy:
     """Every row that could be predicted, and what became of the others.
 
     `rows` has a row for each figure: the table's own columns, `measured`, `predicted`, `low`,
-    `high`, `error`, `inside`, the same by the roofline alone, and with the cross-validated factor
-    (`moesim.evidence.accuracy.factors`). `judged` is false where something was fitted on the
-    row, or it is the load that was asked for.
+    `high`, `error`, `inside`, the same by the roofline alone (at the pace that goes with it, where
+    paces are found), and with the cross-validated factor (`moesim.evidence.accuracy.factors`).
+    `judged` is false where something was fitted on the row, or it is the load that was asked for.
     """
 
     table: str
@@ -89,19 +89,23 @@ def accuracy(
     chosen = choice.of(read_table(path))
     known = understood(chosen)
     costs, rooflines = Costs(profile), Costs(ROOFLINE)
-    fits = fitted_paces(known.figures, costs)
-    paces = paces_of(known.figures, fits)
+    told(0.0, "finding paces")
+    prompts = fitted_prompts(known.figures, costs)
+    fits = fitted_paces(known.figures, costs, prompts)
+    paces = paces_of(fits)
     own = predicted(known.figures, costs, paces=paces, told=_part(told, 0), what="simulating")
-    devices = {figure.experiment.system.device for figure in own.predictions}
-    profiles = {device: costs.profile_of(device) for device in sorted(devices)}
+    used = {figure: _profile(figure, costs, paces) for figure in own.predictions}
+    named = {(figure.experiment.system.device, name) for figure, name in used.items()}
+    profiles = dict(sorted(named))
     plain = own
     if set(profiles.values()) - {ROOFLINE}:
         plain = predicted(
             tuple(own.predictions),
             rooflines,
-            paces={},
+            paces=paces_of(fitted_paces(known.figures, rooflines, prompts)),
             told=_part(told, 1),
             what="rooflines",
+            draws=1,
         )
     told(1.0, "done")
     on = {figure for fit in fits for figure in fit.figures}
@@ -111,7 +115,7 @@ def accuracy(
                 figure,
                 found,
                 plain.predictions.get(figure),
-                profiles,
+                used[figure],
                 figure not in on and not found_on(figure.row) and not is_load(figure),
             )
             for figure, found in own.predictions.items()
@@ -161,7 +165,7 @@ def _row(
     figure: Figure,
     found: Prediction,
     plain: Prediction | None,
-    profiles: Mapping[str, str],
+    profile: str,
     judged: bool,
 ) -> dict[str, Any]:
     row, workload = figure.row, figure.experiment.workload
@@ -177,7 +181,7 @@ def _row(
         **own,
         "family": family_of(row.source),
         "device": device,
-        "profile": profiles[device],
+        "profile": profile,
         "kind": figure.metric.kind,
         "figure": FIGURES.get(figure.metric.of, figure.metric.kind),
         "version": row.software.split(",")[0],
@@ -192,6 +196,13 @@ def _row(
         "scales": not workload.timed and not workload.paced,
         "judged": judged,
     }
+
+
+def _profile(figure: Figure, costs: Costs, paces: Paces) -> str:
+    """Return the profile that a row is predicted by: its device's, or that of its nearest kin."""
+    device = figure.experiment.system.device
+    settings = paces.get(figure)
+    return costs.profile_of(settings.likeliest.kernels if settings else device)
 
 
 def is_load(figure: Figure) -> bool:

@@ -16,6 +16,7 @@ from moesim.evidence.accuracy.wording import (
     factor_row,
     fit_words,
     headline,
+    like_words,
     row_cells,
     summary_row,
     worst_row,
@@ -47,7 +48,8 @@ def page(found: Accuracy, bad: Sequence[Worst]) -> str:
 def _parts(found: Accuracy, bad: Sequence[Worst]) -> Iterator[str]:
     yield f"<h1>Published results, predicted</h1><p>{escape(headline(found))}</p>"
     yield f"<p>{escape(HOW)}</p><p>Predictions rest on: {escape(basis_words(found))}.</p>"
-    yield f"<ul>{''.join(f'<li>{escape(assumed)}</li>' for assumed in ASSUMED)}</ul>"
+    said = (*ASSUMED, *like_words(found.judged))
+    yield f"<ul>{''.join(f'<li>{escape(assumed)}</li>' for assumed in said)}</ul>"
     yield from (f"<p>Fitted: {escape(fit_words(fit))}.</p>" for fit in found.fits)
     if len(found.rows):
         yield "<h2>By source, engine, GPU and figure</h2>"

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from moesim.evidence.accuracy.costs import Costs, Slower
-from moesim.evidence.accuracy.course import of_course, simulated
+from moesim.evidence.accuracy.costs import Costs
+from moesim.evidence.accuracy.course import of_course
 from moesim.evidence.accuracy.experiments import Experiment, Figure
 from moesim.evidence.accuracy.names import UnknownRowError
-from moesim.evidence.accuracy.paces import AGAIN, Setting, Settings, with_prompts
+from moesim.evidence.accuracy.paces import AGAIN, Setting, Settings, simulated_with
 from moesim.evidence.accuracy.seats import reach
 from moesim.simulation.replications import COVERAGE
 
@@ -58,9 +58,18 @@ class Predicted:
 
 
 def predicted(
-    figures: Sequence[Figure], costs: Costs, *, paces: Paces, told: Told, what: str
+    figures: Sequence[Figure],
+    costs: Costs,
+    *,
+    paces: Paces,
+    told: Told,
+    what: str,
+    draws: int = DRAWS,
 ) -> Predicted:
-    """Predict figures, each experiment simulated once, or thrice where requests come by a clock."""
+    """Predict figures, each experiment simulated once, or more where requests come by a clock.
+
+    Where paces are known these come `draws` times.
+    """
     together: defaultdict[tuple[Experiment, str, Settings | None], list[Figure]]
     together = defaultdict(list)
     for figure in figures:
@@ -70,7 +79,7 @@ def predicted(
     for place, ((experiment, _, settings), its) in enumerate(together.items()):
         told(place / len(together), what)
         try:
-            known = _figures(experiment, its, costs, settings)
+            known = _figures(experiment, its, costs, settings, draws)
         except UnknownRowError as reason:
             left_out[str(reason)] += len(its)
             continue
@@ -86,17 +95,22 @@ def software_of(figure: Figure) -> str:
 
 
 def _figures(
-    experiment: Experiment, figures: Sequence[Figure], costs: Costs, settings: Settings | None
+    experiment: Experiment,
+    figures: Sequence[Figure],
+    costs: Costs,
+    settings: Settings | None,
+    draws: int,
 ) -> dict[Figure, Prediction]:
+    draws = 1 if settings is None else draws
+    settings = settings or settings_of(figures[0], costs)
     if experiment.workload.timed:
         bare = dict.fromkeys(figures, float("nan"))
-        each = _simulated_again(experiment, figures, costs, settings)
+        each = _simulated_again(experiment, figures, costs, settings, draws)
     else:
-        course = simulated(experiment, costs)
+        course = simulated_with(experiment, settings.likeliest._replace(pace=1.0), costs)
         bare = {figure: of_course(figure, course) for figure in figures}
-        factors = levels_of(figures[0], costs)
-        if settings is not None:
-            factors = (settings.likeliest.pace,) * 3
+        paces = [setting.pace for setting in (*settings.ends, settings.likeliest)]
+        factors = (min(paces), settings.likeliest.pace, max(paces))
         each = {
             figure: _slower(figure, bare[figure], reach(figure, course), factors)
             for figure in figures
@@ -126,39 +140,33 @@ def _slower(
 
 
 def _simulated_again(
-    experiment: Experiment, figures: Sequence[Figure], costs: Costs, settings: Settings | None
+    experiment: Experiment,
+    figures: Sequence[Figure],
+    costs: Costs,
+    settings: Settings,
+    draws: int,
 ) -> dict[Figure, list[float]]:
     """Return figures where requests come by a clock: least, likeliest, most.
 
     Near saturation other arrivals make another tail: the likeliest is the median of some draws.
     """
-    draws = (1, 1 if settings is None else DRAWS, 1)
-    settings = settings or settings_of(figures[0], costs)
-    courses = [
-        [
-            simulated(
-                with_prompts(experiment, setting.prompt_tokens),
-                costs,
-                slower=Slower.all_by(setting.pace),
-                memory=setting.memory,
-                seed=seed,
-            )
-            for seed in range(count)
-        ]
-        for setting, count in zip(settings, draws, strict=True)
+    likeliest = [
+        simulated_with(experiment, settings.likeliest, costs, seed=seed) for seed in range(draws)
     ]
+    ends = [simulated_with(experiment, setting, costs) for setting in settings.ends]
     found = {}
     for figure in figures:
-        drawn = [[of_course(figure, course) for course in its] for its in courses]
-        flat = [value for values in drawn for value in values]
-        found[figure] = [min(flat), median(drawn[1]), max(flat)]
+        drawn = [of_course(figure, course) for course in likeliest]
+        values = [*drawn, *(of_course(figure, course) for course in ends)]
+        found[figure] = [min(values), median(drawn), max(values)]
     return found
 
 
 def settings_of(figure: Figure, costs: Costs) -> Settings:
     """Return the settings of a row without a pace of its own: the factors' middle and ends."""
     prompt = figure.experiment.workload.prompt_tokens
-    return Settings(*(Setting(prompt, factor, 1.0) for factor in levels_of(figure, costs)))
+    fastest, likeliest, slowest = (Setting(prompt, factor) for factor in levels_of(figure, costs))
+    return Settings(likeliest, (fastest, slowest))
 
 
 def levels_of(figure: Figure, costs: Costs) -> tuple[float, float, float]:

@@ -1,13 +1,17 @@
 """What an engine's own software makes of the kernels' time: its host, and kernels that it lacked.
 
-Three things were found that tables of newer kernels do not have, each on a few rows, which are not
+Some things were found that tables of newer kernels do not have, each on a few rows, which are not
 judged (`FOUND_ON`), and checked on all others:
 
 | what | found on | holds on |
 |---|---|---|
 | the host of vLLM in 2024 | Llama 3 8B on H100, 128 tokens | other models, A100, GH200 |
 | the host of TensorRT-LLM's Python session | the same | the same |
+| sequences in TensorRT-LLM 0's C++ runtime | Llama, answers of 128 tokens | Mixtral |
+| how many Mixtral was built for (`builds`) | A100-SXM, L40S | H100, A100 over PCIe |
 | attention of TensorRT-LLM 0.9 | Mistral 7B on H100 | Mistral 7B on H200 and A100 |
+| its experts on Hopper | Mixtral's first token on H100 | the others of Mixtral on H100 |
+| how made-up prompts were routed (`routing`) | two times of Mixtral on A100 | its others, H100 |
 
 A host's time is what an iteration takes beyond its kernels: scheduling, the inputs, launches,
 sampling and detokenising, and telling the workers of a group (blog.vllm.ai, 5 September 2024, finds
@@ -15,13 +19,14 @@ sampling and detokenising, and telling the workers of a group (blog.vllm.ai, 5 S
 takes longer to read keys and values once than its cache does four times.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2
-
-import numpy as np
+from types import MappingProxyType
 
 from moesim.cost.iteration import Cost
 from moesim.cost.parallel import Shard
+from moesim.evidence.accuracy.earlier import CACHE_BYTES_PER_S, Earlier
 from moesim.evidence.accuracy.table import Row
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, Precision
@@ -38,6 +43,12 @@ class Host:
     """More for twice the devices."""
     sequence_s: float
     """More for each sequence."""
+    layer_sequence_s: float = 0.0
+    """More for each sequence in each layer."""
+
+    def each_s(self, layers: int) -> float:
+        """Return what a sequence takes more [s]."""
+        return self.sequence_s + self.layer_sequence_s * layers
 
     def fixed_s(self, ranks: int) -> float:
         """Return what an iteration takes whatever is in it [s]."""
@@ -64,12 +75,35 @@ Argonne's inference benchmark, on what kernels leave."""
 SESSION_2024 = Host(alone_s=0.58e-3, doubling_s=0.38e-3, sequence_s=0.021e-3)
 """The same of the same benchmark's TensorRT-LLM, run from its Python session (examples/run.py)."""
 
-XQA_0_9 = Gathered(groups=(1, 8), bytes_per_s=4.3e12)
+EXECUTOR_0 = Host(alone_s=0.0, doubling_s=0.0, sequence_s=0.0, layer_sequence_s=0.065e-6)
+"""TensorRT-LLM's engines in its C++ runtime, before 1.0. Iterations as full of tokens but with
+seven times as many sequences (answers of 128 tokens to prompts of 128, not of 2,048) take longer
+than by the tables' kernels, by so much for each sequence in each layer: least sum of the
+differences between the two rows' errors, over 18 such pairs of Llama 8B and 70B on three GPUs.
+Their mean falls from 3.4 to 1.6 %, that of 12 pairs of Mixtral, which had no say, from 6.3 to
+1.5 %.
+
+Neither ranks nor format matter, so that it is neither attention itself nor a product. What it is
+has not been seen; each layer's attention prepares the lengths of the whole batch, a block a
+sequence (invokeBuildDecoderInfo; Apache-2.0). Version 1.0 with PyTorch has next to none of it."""
+
+XQA_0_9 = Gathered(groups=(1, 8), bytes_per_s=CACHE_BYTES_PER_S)
 """TensorRT-LLM 0.9 has its XQA kernels for one and for eight query heads a head of keys and values
 (cpp/tensorrt_llm/kernels/decoderMaskedMultiheadAttention/decoderXQARunner.h, Apache-2.0), and an
 older kernel, a block a query head, for Mistral's and Mixtral's four. The rate is the one with which
 the answers of 2,048 tokens of Mistral 7B on H100 are right; L2 caches of A100 and H100 have 5,120
 bytes a clock, 7 to 9 TB/s (NVIDIA's A100 whitepaper)."""
+
+AMPERE_0_9 = Earlier(flop_per_s=(("h100-sxm-80gb", 3.1e14), ("h200-sxm-141gb", 3.1e14)))
+"""TensorRT-LLM 0.9's experts on Hopper, by kernels that were written for Ampere, at a third of what
+the device's own instructions reach: the rate with which the first token of a prompt of 2,048 tokens
+of Mixtral on two H100 is right. On Ampere and Ada the tables' own rates are lower."""
+
+_MIXTRAL_0_9 = MappingProxyType({"software": "TensorRT-LLM 0.9.0", "model": "Mixtral-8x7B"})
+
+_BUILT_0_14 = MappingProxyType(
+    {"software": "TensorRT-LLM 0.14", "model": "Mixtral-8x7B", "tp": 8, "isl": 128.0, "osl": 4096.0}
+)
 
 FOUND_ON: tuple[dict[str, object], ...] = (
     {"software": "vLLM", "gpu": "H100-80GB", "model": "Llama-3-8B", "isl": 128.0},
@@ -80,6 +114,15 @@ FOUND_ON: tuple[dict[str, object], ...] = (
         "model": "Mistral-7B",
         "osl": 2048.0,
     },
+    {**_MIXTRAL_0_9, "gpu": "H100-SXM-80GB", "isl": 2048.0, "osl": 1.0},
+    {**_MIXTRAL_0_9, "gpu": "A100-SXM4-80GB", "isl": 128.0, "osl": 1.0},
+    {**_MIXTRAL_0_9, "gpu": "A100-SXM4-80GB", "isl": 2048.0, "osl": 2048.0},
+    *(
+        dict[str, object](software="TensorRT-LLM 0.14", gpu=gpu, model=model, osl=128.0)
+        for gpu in ("A100-SXM4-80GB", "H100-SXM-80GB", "H200-SXM-141GB")
+        for model in ("Llama-3.1-8B", "Llama-3.1-70B")
+    ),
+    *({**_BUILT_0_14, "gpu": gpu} for gpu in ("A100-SXM4-80GB", "L40S-48GB")),
 )
 """The rows on which these figures were found."""
 
@@ -111,9 +154,17 @@ def as_served(
     return Served(
         kernels,
         fixed_s=host.fixed_s(shard.ranks) if host else 0.0,
-        sequence_s=host.sequence_s if host else 0.0,
+        sequence_s=host.each_s(spec.num_hidden_layers) if host else 0.0,
         context_s=again_s,
     )
+
+
+def _with(
+    lines: Sequence[tuple[float, float]], host: Sequence[float], more: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Return lines over the context with a host's time, and more for each token of it [s]."""
+    each = enumerate(zip(lines, host, more, strict=False))
+    return [(s + its + m * n, slope + m) for n, ((s, slope), its, m) in each]
 
 
 class Served(Cost):
@@ -126,22 +177,14 @@ class Served(Cost):
         self, kernels: Cost, *, fixed_s: float, sequence_s: float, context_s: float
     ) -> None:
         tables = kernels.tables
-        host = fixed_s + sequence_s * np.arange(len(tables.sequences))
-        lines = np.array(tables.lines)
-        more = np.maximum(context_s - lines[:, 1], 0.0)
-        more[0] = 0.0
-        lines[:, 1] += more
-        alone, joined = np.array(tables.decoding), np.array(tables.joined)
-        alone[:, 0] += host[: len(alone)] + (more * np.arange(len(more)))[: len(alone)]
-        joined[:, 0] += host[1 : len(joined) + 1] + (more * np.arange(len(more)))[: len(joined)]
-        alone[:, 1] += more[: len(alone)]
-        joined[:, 1] += more[: len(joined)]
+        host = [fixed_s + sequence_s * count for count in range(len(tables.sequences))]
+        more = [0.0, *(max(context_s - slope, 0.0) for _, slope in tables.lines[1:])]
         super().__init__(
             tables._replace(
-                sequences=(np.array(tables.sequences) + host).tolist(),
-                lines=list(map(tuple, lines.tolist())),
-                decoding=list(map(tuple, alone.tolist())),
-                joined=list(map(tuple, joined.tolist())),
+                sequences=[each + its for each, its in zip(tables.sequences, host, strict=True)],
+                lines=[(s, slope + m) for (s, slope), m in zip(tables.lines, more, strict=True)],
+                decoding=_with(tables.decoding, host, more),
+                joined=_with(tables.joined, host[1:], more),
             )
         )
         self._kernels = kernels

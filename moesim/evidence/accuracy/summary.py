@@ -16,6 +16,12 @@ BY_MODEL = ("family", "version", "model", "gpu", "precision", "figure")
 VERSIONS = ("software", "gpu")
 """What has one factor."""
 
+ALIKE = ("model", "gpu", "n_gpus", "load", "scenario", "metric")
+"""What MLPerf's entries have in common that ran the same."""
+
+ENTRIES = 3
+"""Entries of which one may ask how far apart they are, at least."""
+
 
 def summaries(rows: pd.DataFrame, by: Sequence[str] = GROUPS) -> pd.DataFrame:
     """Return a row for each group: its size, errors, coverage, and the same the other two ways.
@@ -59,6 +65,29 @@ def factors_of(rows: pd.DataFrame) -> pd.DataFrame:
                 **figures,
             }
         )
+    return pd.DataFrame(found)
+
+
+def like_entries(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how far apart MLPerf's entries are that ran the same on as many of the same GPUs.
+
+    `apart` is the greatest over the least, less one: what chance and makers add to real systems.
+    """
+    rows = rows[rows["scenario"].str.startswith("mlperf")]
+    found = []
+    for names, group in rows.groupby(list(ALIKE), sort=False):
+        if group["source"].nunique() >= ENTRIES:
+            least, most = group["measured"].min(), group["measured"].max()
+            found.append(
+                {
+                    **dict(zip(ALIKE, names, strict=True)),
+                    "entries": group["source"].nunique(),
+                    "least": least,
+                    "most": most,
+                    "apart": most / least - 1,
+                    "mape": float(group["error"].abs().mean()),
+                }
+            )
     return pd.DataFrame(found)
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from moesim.evidence.accuracy.mixtral import MIXTRAL_PROMPT
 from moesim.evidence.accuracy.outcome import Accuracy
-from moesim.evidence.accuracy.paces import Fit
-from moesim.evidence.accuracy.summary import BY_MODEL, figures_of
+from moesim.evidence.accuracy.paces import PROMPTS_OFF, Fit
+from moesim.evidence.accuracy.summary import ALIKE, BY_MODEL, figures_of, like_entries
 from moesim.evidence.accuracy.worst import Worst
 from moesim.scenario import ROOFLINE
 
@@ -42,24 +43,34 @@ HOW = (
     "all GPUs. `With factor`, the iterations of one engine version on one GPU all take longer by "
     "one factor than kernels alone: the median over the rates and times per token of all other "
     "prompt and answer lengths (a fold is a pair of lengths), with the interval of those other "
-    "rows' residuals. Rows whose requests come by a clock have no factor."
+    "rows' residuals. Rows whose requests come by a clock have no factor. MLPerf's entries have a "
+    "pace, by kernels and by the roofline alone."
 )
 
 ASSUMED = (
     "TensorRT-LLM's published maximum loads: its documentation's numbers of requests, guaranteed "
     "no evict with prompts in chunks, engines as large as in trtllm-bench's table (to 0.14; on "
-    "eight GPUs for 8,192 sequences where the table has none) or as it reckons them (later), 0.90 "
+    "eight GPUs for 8,192 sequences where the table has none, Mixtral 8x7B's with 128 and 4,096 "
+    "tokens for 512, found on A100-SXM and L40S) or as it reckons them (later), 0.90 "
     "of the memory that weights, activations, the decoder (six values of each sequence for "
     "each entry of the vocabulary and each position, by two logs) and 0.76 GiB (1.76 GiB in a "
     "group) of runtime leave, blocks of 64 tokens (32 from 1.0 on), an FP8 KV cache with FP8 "
     "weights.",
     "MLPerf: one replica a GPU, 896 sequences, 8,192 tokens, FP8 KV cache; answers by the "
-    "percentiles of the logs, prompts of 650, 300 and 190 tokens, reckoned from what the three "
-    "data sets are and good to 13 % (the interval has longer and shorter ones). An entry's server "
-    "run is predicted with the pace of its own offline run; rates are those of a long run without "
-    "its beginning and its end; servers' rates are the load, and not judged. "
-    "Near saturation a few per cent of capacity decide whether 400 or 650 requests are in flight, "
-    "and tails of times to the first token are as the arrivals fall.",
+    "percentiles of the logs. An entry's server run is predicted with the pace of its own offline "
+    "run; its offline run with the median pace of the device's other entries, which says how alike "
+    "machines are, and is not judged where there are none. Prompts of 650, 300 and 190 tokens are "
+    "reckoned from what the three data sets are, and good to 13 %; within that one factor on all "
+    "of them is fitted: the median of those with which the other entries' servers have their mean "
+    "times per token. The interval has longer and shorter ones, and the slack that the others' "
+    "servers have. A device without kernels of its own has those of its nearest kin with as many "
+    "SMs (H100 NVL those of H100 SXM), which say how iterations grow, and its own pace says how "
+    "long they are; a roofline grows otherwise. Rates are those of a long run without its "
+    "beginning and its end; servers' rates are the load, and not judged. Near saturation a few per "
+    "cent of capacity decide whether 400 or 650 requests are in flight, and tails of times to the "
+    "first token are as the arrivals fall. Their medians were 1.5 times per token, as if prompts "
+    "took no time, and are predicted to be 1.6: what takes longer than kernels may go with "
+    "sequences more than with prompts, while here all parts of an iteration are slower alike.",
     "Static batches: all prompts in one pass, then all answers to their end. Closed loops: ten "
     "requests a user, InferenceMAX's with lengths from 0.8 of those named to those named. vLLM and "
     "SGLang at their defaults.",
@@ -73,10 +84,15 @@ ASSUMED = (
     "batches on many GPUs are too fast.",
     "TensorRT-LLM 0.9 decodes four query heads to one of keys and values (Mistral, Mixtral) by an "
     "older kernel, which reads these again for each; how fast was found on two runs, which are not "
-    "judged. Its experts in FP8 on Hopper, and how made-up weights routed, are not known.",
-    "How many sequences 0.14's Mixtral on eight GPUs was built for is not known; its rows of 128 "
-    "and 4,096 tokens look as if there were a round of requests more than memory is reckoned to "
-    "need. Llama 70B in FP8 on a single H100 has little memory left, so that its rows hang on it.",
+    "judged. Its experts are in 16 bits whatever the rest, on Hopper by kernels for Ampere, whose "
+    "rate was found on one run; how made-up prompts were routed was found on two of A100.",
+    "vLLM before 0.4 had tiles of 64 x 64 for experts, bound by the cache on the chip, and NCCL's "
+    "all-reduces: nothing was fitted on its rows.",
+    "How many sequences 0.14's Mixtral on eight GPUs was built for is known from its rows alone; "
+    "that of 2,048 and 2,048 tokens in FP8 looks like fewer than 1,500. Its C++ runtime takes "
+    "0.065 us more for each sequence in each layer than the kernels: found on 36 rows of Llama, "
+    "which are not judged. Llama 70B in FP8 on a single H100 has little memory left, so that its "
+    "rows hang on it.",
     "Times to the first token of closed loops hang on whether users ask at once or one by one, and "
     "on whether the engine has a seat for each: the interval is from a request alone to one that "
     "waits for a seat. Where lengths are all alike, simulated users keep step, which real ones "
@@ -87,6 +103,9 @@ ASSUMED = (
     "throughput by ten: rows with `KV memory` as suspect stand there.",
 )
 """What predictions assume, and where they are weak."""
+
+NAMED = "mean|p99|tokens"
+"""Of which figures is said how far apart like entries are."""
 
 NONE = "-"
 
@@ -179,12 +198,57 @@ def worst_row(each: Worst) -> tuple[str, ...]:
 
 def fit_words(fit: Fit) -> str:
     """Say what was fitted on which rows."""
-    entries, paces = len(fit.entries), fit.paces
+    paces = fit.paces
+    kernels = "kernels" if fit.kernels == fit.device else f"kernels (of {fit.kernels})"
+    if len(paces) == 1:
+        text = (
+            f"{fit.model} on {fit.device}: iterations of MLPerf's one entry take {paces[0]:.2f} "
+            f"times as long as {kernels} alone, by the output rate of its offline run, whose rows "
+            f"({len(fit.figures)} in all) are not judged"
+        )
+    else:
+        text = (
+            f"{fit.model} on {fit.device}: iterations of MLPerf's entries take {paces[0]:.2f} to "
+            f"{paces[-1]:.2f} times as long as {kernels} alone: each of {len(paces)} by the output "
+            "rate of its own offline run, which is itself predicted with the median of the others"
+        )
+    return text + _prompt_words(fit.prompts)
+
+
+def _prompt_words(prompts: tuple[float, ...]) -> str:
+    """Say how long prompts were found to be, if they were."""
+    if not prompts:
+        return ""
+    least, most = (MIXTRAL_PROMPT * (1 + off) for off in (-PROMPTS_OFF, PROMPTS_OFF))
+    found = f"{prompts[0]:.0f}"
+    if f"{prompts[-1]:.0f}" != found:
+        found += f" to {prompts[-1]:.0f}"
     return (
-        f"{fit.model} on {fit.device}: iterations of MLPerf's entries take {paces[0]:.2f} to "
-        f"{paces[-1]:.2f} times as long as kernels alone: each of {entries} by the output rate of "
-        f"its offline run, whose rows ({len(fit.figures)} in all) are not judged"
+        f"; prompts have {found} tokens on average (of {least:.0f} to {most:.0f} that they may "
+        "have), by the mean times per token of the other entries' servers"
     )
+
+
+def like_words(rows: pd.DataFrame) -> list[str]:
+    """Say how far apart entries are that ran the same, beside how far off predictions are."""
+    known = like_entries(rows)
+    if known.empty:
+        return []
+    parts = []
+    for names, group in known.groupby(list(ALIKE[:-1]), sort=False):
+        _, gpu, devices, load, _ = names
+        figures = (
+            f"{row['metric']} {number(row['least'])} to {number(row['most'])}, "
+            f"{share(row['apart'])} apart, {share(row['mape'])} off"
+            for row in group[group["metric"].str.contains(NAMED)].to_dict("records")
+        )
+        entries = group["entries"].max()
+        parts.append(f"{entries} with {devices:g} {gpu}, {load}: {', '.join(figures)}")
+    return [
+        "MLPerf's entries that ran the same are as far apart as makers and chance leave them, "
+        "which no prediction foretells; beside it stands by how much predictions of them are off "
+        f"on average. {'; '.join(parts)}."
+    ]
 
 
 def basis_words(found: Accuracy) -> str:

@@ -42,8 +42,13 @@ class Flat(Costs):
 
 
 def _asked(**workload: object) -> Experiment:
+    """Return an experiment of an engine whose host takes no time."""
     base = Workload(requests=64, prompt_tokens=100, output_tokens=50)
-    return replace(FIGURE.experiment, workload=replace(base, **workload))  # type: ignore[arg-type]
+    return replace(
+        FIGURE.experiment,
+        engine=replace(FIGURE.experiment.engine, host=None),
+        workload=replace(base, **workload),  # type: ignore[arg-type]
+    )
 
 
 def test_a_steady_rate_has_neither_beginning_nor_end() -> None:

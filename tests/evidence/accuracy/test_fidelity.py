@@ -32,7 +32,7 @@ def test_an_engine_as_new_as_the_kernels_needs_no_factor() -> None:
 def test_skew_is_not_what_older_devices_are_judged_by() -> None:
     """TensorRT-LLM 0.14 with Mixtral on A100, whose own table has skewed visits alone."""
     figures = figures_of(_judged(source="v0.14", gpu="A100-SXM", model="Mixtral"))
-    assert figures["rows"] == 36
+    assert figures["rows"] == 35  # on one it was found for how many its engine was built
     assert figures["fitted_mape"] < 0.10
     assert abs(figures["fitted_bias"]) < 0.02
 
@@ -60,26 +60,35 @@ def test_an_older_engine_needs_one() -> None:
     sixteen = figures_of(rows[rows["precision"] == "FP16"])
     eight = figures_of(rows[rows["precision"] == "FP8"])
     assert (sixteen["rows"], eight["rows"]) == (36, 36)
-    assert sixteen["fitted_mape"] < 0.07
-    assert eight["fitted_mape"] < 0.09
+    assert sixteen["fitted_mape"] < 0.06
+    assert eight["fitted_mape"] < 0.055
+    assert figures_of(rows)["fitted_mape"] < 0.05
     assert abs(figures_of(rows)["fitted_bias"]) < 0.02
     assert 0.8 < figures_of(rows)["fitted_hit"] < 0.97
     older = figures_of(_judged(source="v0.14", gpu="A100-SXM", model="Mixtral"))
-    assert older["mape"] < 0.07
-    assert older["fitted_mape"] < 0.05
+    assert older["mape"] < 0.05
+    assert older["fitted_mape"] < 0.04
     assert abs(older["fitted_bias"]) < 0.02
 
 
 @published
 def test_a_server_run_follows_from_the_offline_run_of_its_machine() -> None:
-    """MLPerf v4.1, Mixtral on NVIDIA's eight H100, with prompts as reckoned."""
-    rows = _judged(source="closed/NVIDIA/DGX-H100", model="mixtral")
-    assert len(rows) == 15  # the two rates are the load
-    error = rows.set_index("metric")["error"].abs()
-    assert error["tpot_mean_ms"] < 0.12
-    assert error["tpot_p99_ms"] < 0.12
-    assert error["ttft_p50_ms"] < 0.10
-    assert rows["inside"].mean() > 0.75
+    """MLPerf v4.1, Mixtral: each entry by its offline run and what the others' servers tell."""
+    rows = _judged(source="v4.1", model="mixtral")
+    assert len(rows) == 10 * 17 + 15  # two rates are the load, and of one device not judged
+    for entry in ("closed/NVIDIA/DGX-H100", "closed/Dell/XE8640"):
+        own = rows[rows["source"].str.contains(entry)]
+        error = own.set_index("metric")["error"].abs()
+        assert error[["output_tokens_per_s", "tpot_mean_ms", "tpot_p99_ms"]].max() < 0.05
+        assert error["ttft_mean_ms"] < 0.10
+    means = rows[rows["metric"] == "tpot_mean_ms"]
+    assert figures_of(means)["mape"] < 0.04
+    assert abs(figures_of(means)["bias"]) < 0.02
+    assert 0.85 < rows["inside"].mean() < 0.97
+    nvl = rows[rows["gpu"].str.contains("NVL")]
+    assert set(nvl["profile"]) == {"h100-sxm-80gb"}
+    assert figures_of(nvl)["mape"] < 0.05
+    assert figures_of(nvl)["roofline_mape"] > 0.3
 
 
 @published

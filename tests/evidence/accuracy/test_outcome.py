@@ -11,11 +11,16 @@ from typer.testing import CliRunner
 
 from moesim.cli import app
 from moesim.errors import ScenarioError
+from moesim.evidence.accuracy.costs import Costs
+from moesim.evidence.accuracy.course import of_course
+from moesim.evidence.accuracy.experiments import figure_of
 from moesim.evidence.accuracy.factors import with_factors
 from moesim.evidence.accuracy.outcome import Choice, accuracy, family_of
+from moesim.evidence.accuracy.paces import Setting, simulated_with
 from moesim.evidence.accuracy.predictions import quantile
-from moesim.evidence.accuracy.summary import summaries
-from moesim.evidence.accuracy.table import COLUMNS
+from moesim.evidence.accuracy.summary import like_entries, summaries
+from moesim.evidence.accuracy.table import COLUMNS, read_table
+from moesim.evidence.accuracy.wording import like_words
 
 LENGTHS = ((5000, 500), (20000, 2000), (2048, 2048), (128, 4096), (3000, 600), (3000, 300))
 
@@ -146,6 +151,63 @@ def test_summaries_by_hand() -> None:
     assert row["mape"] == pytest.approx(0.2)
     assert row["bias"] == pytest.approx(-0.1)
     assert (row["rows"], row["hit"]) == (2, 0.5)
+
+
+def test_how_far_apart_like_entries_are_by_hand() -> None:
+    """Three of the same load, two of another, and one of another benchmark."""
+    rows = pd.DataFrame(
+        {
+            "source": ["a/x", "b/x", "c/x", "a/y", "b/y", "d"],
+            "model": "m",
+            "gpu": "G",
+            "n_gpus": 8.0,
+            "load": ["9 req/s"] * 3 + ["8 req/s"] * 2 + ["9 req/s"],
+            "scenario": ["mlperf_server_closed"] * 5 + ["online_serving"],
+            "metric": "ttft_mean_ms",
+            "measured": [100.0, 125.0, 110.0, 1.0, 2.0, 1000.0],
+            "error": [0.1, -0.2, 0.0, 0.5, 0.5, 0.5],
+        }
+    )
+    (row,) = like_entries(rows).to_dict("records")
+    assert (row["entries"], row["least"], row["most"]) == (3, 100.0, 125.0)
+    assert row["apart"] == pytest.approx(0.25)
+    assert row["mape"] == pytest.approx(0.1)
+    (text,) = like_words(rows)
+    assert "3 with 8 G, 9 req/s: ttft_mean_ms 100 to 125, 25.0 % apart, 10.0 % off." in text
+    assert like_words(rows.head(2)) == []
+
+
+def test_rooflines_of_paced_rows_have_a_pace_too(tmp_path: Path) -> None:
+    """One entry, half as slow again as its roofline: by kernels it is off, by that it is not."""
+    path = tmp_path / "t.csv"
+    entry = {
+        "model": "Mixtral-8x7B", "gpu": "H100-SXM-80GB", "tp": "1", "ep": "1",
+        "precision": "FP8", "isl": "", "osl": "", "note": "", "software": "TensorRT 10.2.0",
+    }  # fmt: skip
+    runs = [
+        entry | {
+            "source": "logs/one/Offline", "load": "all-at-once", "value": "1",
+            "scenario": "mlperf_offline_closed", "metric": "output_tokens_per_s",
+        },
+        entry | {
+            "source": "logs/one/Server", "load": "50 req/s target", "value": "1",
+            "scenario": "mlperf_server_closed", "metric": "tpot_mean_ms",
+        },
+    ]  # fmt: skip
+    _written(path, runs)
+    for run, row in zip(runs, read_table(path), strict=True):
+        figure = figure_of(row)
+        setting = Setting(figure.experiment.workload.prompt_tokens, 1.5)
+        course = simulated_with(figure.experiment, setting, Costs("roofline"))
+        run["value"] = str(of_course(figure, course))
+    _written(path, runs)
+    found = accuracy(path, Choice())
+    offline, server = found.rows.to_dict("records")
+    assert (offline["judged"], server["judged"]) == (False, True)
+    assert offline["error"] == pytest.approx(0, abs=1e-9)
+    assert offline["roofline_error"] == pytest.approx(0, abs=1e-9)
+    assert server["roofline_error"] == pytest.approx(0, abs=1e-9)
+    assert abs(server["error"]) > 0.05
 
 
 def test_families() -> None:

@@ -103,6 +103,11 @@ def test_rows_on_which_it_was_found_do_not_judge() -> None:
     assert found_on(row)
     assert not found_on(replace(row, isl=256.0))
     assert not found_on(replace(row, model="Mixtral-8x7B"))
+    old = replace(ROW, software="TensorRT-LLM 0.9.0", isl=2048.0, osl=1.0)
+    assert found_on(old)
+    assert not found_on(replace(old, isl=128.0))
+    assert not found_on(replace(old, gpu="A100-SXM4-80GB"))
+    assert found_on(replace(old, gpu="A100-SXM4-80GB", isl=128.0))
 
 
 def test_served_costs_run_ahead_as_they_are_stepped() -> None:

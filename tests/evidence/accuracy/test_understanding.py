@@ -63,13 +63,23 @@ def test_models_by_their_published_size(name: str, billions: float) -> None:
         ("H100-80GB", "h100-sxm-80gb"),
         ("H200-SXM-141GB", "h200-sxm-141gb"),
         ("a100-sxm-40gb", "a100-sxm-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm-80gb"),
+        ("H100 SXM", "h100-sxm-80gb"),
+        ("NVIDIA H100-PCIe-80GB", "h100-pcie-80gb"),
+        ("H100 NVL", "h100-nvl-94gb"),
+        ("NVIDIA H200-NVL-141GB", "h200-nvl-141gb"),
+        ("GH200 96GB HBM3", "gh200-96gb"),
+        ("NVIDIA GH200 Grace Hopper Superchip 144GB", "gh200-144gb"),
     ],
 )
 def test_gpus(name: str, device: str) -> None:
     assert device_of(name).name == device
 
 
-@pytest.mark.parametrize("name", ["A100-PCIE-40GB", "H800-SXM-80GB", "L4-24GB", "", "B200"])
+@pytest.mark.parametrize(
+    "name", ["A100-PCIE-40GB", "A100", "H800-SXM-80GB", "H100-NVL-188GB", "L4-24GB", "", "B200"]
+)
 def test_other_gpus_are_not_taken_for_known_ones(name: str) -> None:
     with pytest.raises(UnknownRowError, match=f"gpu {name} is not known"):
         device_of(name)
