@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moesim.simulation.run import Result, simulate
 
 __version__ = "0.1.0"
-MODEL_REVISION = 2
+MODEL_REVISION = 3
 """Rises whenever the same scenario, profile and seed would give other numbers than before."""
 
 __all__ = [
