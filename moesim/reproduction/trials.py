@@ -26,6 +26,9 @@ from moesim.simulation.inputs import Inputs, load_inputs
 from moesim.simulation.replications import nth_seed
 from moesim.simulation.run import Result, simulate
 
+MOST_SEQUENCES = 65536
+"""More than any batch has."""
+
 Runs = NDArray[np.float64]
 """A figure in each trial, (N,)."""
 
@@ -41,13 +44,20 @@ class Trial:
     """One run of everything: the seed of its arrivals, and which of its errors a profile has.
 
     `quantile` says where that lies among the profile's residuals; a given `error` stands in their
-    place. `host_s` is what the host adds to each iteration, where that is known [s].
+    place. `host_s` is what the host adds to each iteration, and `visit_s` for each sequence in each
+    layer, where that is known [s].
     """
 
     seed: int
     quantile: float = 0.5
     host_s: float = 0.0
+    visit_s: float = 0.0
     error: float | None = None
+
+    def host(self, layers: int) -> list[Cell]:
+        """Return what the host takes by sequences: a line."""
+        taken = {n: self.host_s + self.visit_s * layers * n for n in (1, MOST_SEQUENCES)}
+        return [Cell(at=(n,), median_s=s, spread=0.0, repeats=1) for n, s in taken.items()]
 
     def error_of(self, profile: Profile) -> float:
         """Return by how much all kernels of a profile take longer."""
@@ -139,9 +149,9 @@ def _wrong_by(trial: Trial, profile: Profile) -> Profile:
     verdict = profile.verdict.model_copy(update={"iteration_residuals": [error]})
     altered = profile.model_copy(update={"verdict": verdict})
     redrawn = resampled(altered, np.random.default_rng(trial.seed))
-    if not trial.host_s:
+    if not trial.host_s and not trial.visit_s:
         return redrawn
-    host = [Cell(at=(1,), median_s=trial.host_s, spread=0.0, repeats=1)]
+    host = trial.host(profile.spec.num_hidden_layers)
     hosted = redrawn.model_copy(update={"operations": {**redrawn.operations, "host": host}})
     if profile.source != "kernels":
         return hosted

@@ -25,6 +25,7 @@ from math import log2
 from types import MappingProxyType
 
 from moesim.cost.iteration import Cost
+from moesim.cost.kernels.uncertainty import EXECUTOR_S
 from moesim.cost.parallel import Shard
 from moesim.evidence.accuracy.earlier import CACHE_BYTES_PER_S, Earlier
 from moesim.evidence.accuracy.table import Row
@@ -75,17 +76,8 @@ Argonne's inference benchmark, on what kernels leave."""
 SESSION_2024 = Host(alone_s=0.58e-3, doubling_s=0.38e-3, sequence_s=0.021e-3)
 """The same of the same benchmark's TensorRT-LLM, run from its Python session (examples/run.py)."""
 
-EXECUTOR_0 = Host(alone_s=0.0, doubling_s=0.0, sequence_s=0.0, layer_sequence_s=0.065e-6)
-"""TensorRT-LLM's engines in its C++ runtime, before 1.0. Iterations as full of tokens but with
-seven times as many sequences (answers of 128 tokens to prompts of 128, not of 2,048) take longer
-than by the tables' kernels, by so much for each sequence in each layer: least sum of the
-differences between the two rows' errors, over 18 such pairs of Llama 8B and 70B on three GPUs.
-Their mean falls from 3.4 to 1.6 %, that of 12 pairs of Mixtral, which had no say, from 6.3 to
-1.5 %.
-
-Neither ranks nor format matter, so that it is neither attention itself nor a product. What it is
-has not been seen; each layer's attention prepares the lengths of the whole batch, a block a
-sequence (invokeBuildDecoderInfo; Apache-2.0). Version 1.0 with PyTorch has next to none of it."""
+EXECUTOR_0 = Host(alone_s=0.0, doubling_s=0.0, sequence_s=0.0, layer_sequence_s=EXECUTOR_S)
+"""TensorRT-LLM's engines in its C++ runtime, before 1.0."""
 
 XQA_0_9 = Gathered(groups=(1, 8), bytes_per_s=CACHE_BYTES_PER_S)
 """TensorRT-LLM 0.9 has its XQA kernels for one and for eight query heads a head of keys and values
