@@ -50,7 +50,7 @@ def test_users_with_lengths_of_their_own_do_not_keep_step() -> None:
     rows = _judged(source="ai-dynamo", gpu="H100", model="Llama-3.1-70B")
     first = rows[(rows["software"] == "vllm") & (rows["figure"] == "TTFT")]
     assert len(first) == 45
-    assert figures_of(first)["mape"] < 0.12
+    assert figures_of(first)["mape"] < 0.14
 
 
 @published
