@@ -316,8 +316,16 @@ def less_balanced(curve: Moe, tokens: int) -> float:
 
 
 def _faster(own: dict[int, float], other: dict[int, float], least: int) -> dict[int, float]:
-    """Return the lower of two durations at sizes that both have, from `least` tokens on."""
-    return {t: min(s, other.get(t, s)) if t >= least else s for t, s in own.items()}
+    """Return the lower of two durations from `least` tokens on, at sizes that both have.
+
+    Beyond the other's last size it is as much faster as it was there.
+    """
+    last = max((t for t in own if t in other and t >= least), default=None)
+    if last is None:
+        return own
+    beyond = min(1.0, other[last] / own[last])
+    both = {t: min(s, other.get(t, s)) if t >= least else s for t, s in own.items()}
+    return {t: s * beyond if t > last else s for t, s in both.items()}
 
 
 def _split(

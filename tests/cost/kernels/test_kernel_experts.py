@@ -114,6 +114,22 @@ def test_the_faster_of_two_frameworks_counts() -> None:
     assert alone.seconds(32768, 8) * 1e6 == pytest.approx(0.5 * _us(32768, 8), rel=1e-6)
 
 
+def test_another_framework_counts_beyond_its_last_size() -> None:
+    """As much faster there as it was at that size, so that nothing jumps where its table ends."""
+    own, half = _curve("power_law_1.2"), len(_curve().tokens) // 2
+    other = _curve(
+        f"{BORROWED}sglang 0.5.10",
+        tokens=own.tokens[:half],
+        us=tuple(0.5 * us for us in own.us[:half]),
+    )
+    rank = Moes([own, other], RATES).rank("bf16", LAYER, Cut(1, 1))
+    alone = Moes([own], RATES).rank("bf16", LAYER, Cut(1, 1))
+    visits = [2.0 * own.tokens[half - 1], 2.0 * own.tokens[-1]]
+    there, beyond = (rank.seconds(n, 8) / alone.seconds(n, 8) for n in visits)
+    assert there < 0.6
+    assert beyond == pytest.approx(there, rel=0.02)
+
+
 def test_counted_experts_are_a_grid() -> None:
     """As profilers write them that set the number of experts hit."""
     points = [(t, d) for t in (16, 64, 512, 4096) for d in (1, 2, 4, 8)]
