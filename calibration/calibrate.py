@@ -144,6 +144,7 @@ def calibrate(settings: Settings, out: Path, host: Host, progress: Reporter = si
     probes = {"probe_s": (before_s + probe_s(engine)) / 2}
     profile = profile.model_copy(update={"verdict": profile.verdict.model_copy(update=probes)})
     if settings.transfers is not None:
+        save_profile(profile, out)  # kept also where what follows fails
         found = measure_transfers(
             engine, settings.model, settings.transfers, settings.device, progress, partial
         )
@@ -196,6 +197,7 @@ def _setting(settings: Settings, engine: Engine, host: Host, digest: str) -> dic
         "max_batched_tokens": settings.max_batched_tokens,
         "num_blocks": engine.config.num_blocks,
         "visible": os.environ.get(VISIBLE, ""),
+        "decode_graphs": list(engine.runner.decode_graphs),
         **({"share": settings.share} if settings.share else {}),
         **({"precision": asdict(settings.precision)} if settings.precision else {}),
     }

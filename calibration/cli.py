@@ -376,8 +376,11 @@ def report(
 ) -> None:
     """Draw the report of a validation again, say on another machine."""
     from calibration.report import write_validation_report
+    from moesim.errors import CalibrationError
     from moesim.evidence.validation import load_validation
 
+    if not folder.is_dir():
+        raise CalibrationError(f"{folder}: is no folder; give the one that validate wrote")
     print(write_validation_report(load_validation(folder), folder))
 
 

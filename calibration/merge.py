@@ -5,7 +5,9 @@ agree for an interrupted profile to go on, but for the number of KV blocks, whic
 that happens to be free. Profiles of other hosts, models or MIG layouts are other profiles.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ def merge(named: Sequence[Named]) -> Profile:
 
 
 def check_comparable(named: Sequence[Named]) -> None:
-    """Raise CalibrationError where profiles were not made alike, or are one and the same."""
+    """Raise CalibrationError where profiles were not made alike, or hold the same measurement."""
     if len(named) < 2:
         raise CalibrationError("merge: give two profiles or more of the same model and host")
     (first, reference), *others = named
@@ -65,9 +67,9 @@ def check_comparable(named: Sequence[Named]) -> None:
                     f"{first}; merge only profiles that were made alike"
                 )
     for (one, profile), (other, same) in combinations(named, 2):
-        if profile.operations == same.operations:
+        if not set(_measurements(profile)).isdisjoint(_measurements(same)):
             raise CalibrationError(
-                f"{other}: operations: the same measurement as {one}; give it once"
+                f"{other}: operations: the same measurement as in {one}; give each measurement once"
             )
         _check_variants(one, _variants(profile), other, _variants(same))
 
@@ -94,6 +96,16 @@ def _check_variants(
             )
 
 
+def _measurements(profile: Profile) -> tuple[str, ...]:
+    """Return the hashes of the measurements that a profile holds: of its cells, if but one."""
+    return profile.provenance.pooled or (_digest(profile),)
+
+
+def _digest(profile: Profile) -> str:
+    cells = {name: [c.model_dump() for c in row] for name, row in profile.operations.items()}
+    return sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _variants(profile: Profile) -> Mapping[str, Variant]:
     return profile.transfers.variants if profile.transfers else {}
 
@@ -108,11 +120,13 @@ def _setting(profile: Profile) -> dict[str, Any]:
         "provenance.device_kind": made.device_kind,
         "provenance.host_hash": made.host_hash,
         **({"provenance.device_hash": made.device_hash} if made.device_hash else {}),
+        **({"provenance.share": made.share} if made.share else {}),
         **{f"provenance.software.{key}": value for key, value in made.software.items()},
         "provenance.threads": made.threads,
         "max_batched_tokens": profile.max_batched_tokens,
         "kv.block_size": profile.kv.block_size,
         "decode_graphs": profile.decode_graphs,
+        **({"precision": profile.precision.model_dump()} if profile.precision else {}),
         "source": profile.source,
     }
 
@@ -126,9 +140,12 @@ def _place(cell: Cell) -> tuple[float, ...]:
 
 
 def _provenance(latest: Profile, profiles: Sequence[Profile]) -> Provenance:
-    """Return the latest profile's origin; the time is that of all."""
+    """Return the latest profile's origin; the time is that of all, as the measurements are."""
     duration_s = sum(profile.provenance.duration_s for profile in profiles)
-    return latest.provenance.model_copy(update={"duration_s": round(duration_s, 1)})
+    pooled = tuple(digest for profile in profiles for digest in _measurements(profile))
+    return latest.provenance.model_copy(
+        update={"duration_s": round(duration_s, 1), "pooled": pooled}
+    )
 
 
 def _transfers(latest: Profile, profiles: Sequence[Profile]) -> Transfers | None:

@@ -51,8 +51,8 @@ class CudaStopwatch:
     """Laps on the device's timeline by events; what the device does not account for is `host`."""
 
     def start(self) -> None:
-        """Begin an iteration on an idle device."""
-        torch.cuda.synchronize()
+        """Begin an iteration on an idle stream; neighbours on the device may be at work."""
+        torch.cuda.current_stream().synchronize()
         self._events: list[tuple[str, torch.cuda.Event]] = []
         self._begun = time.perf_counter()
 
@@ -64,7 +64,7 @@ class CudaStopwatch:
 
     def stop(self) -> dict[str, float]:
         """End the iteration; return seconds by name."""
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()
         wall_s = time.perf_counter() - self._begun
         sums: dict[str, float] = {}
         for (_, before), (name, after) in zip(self._events, self._events[1:], strict=False):

@@ -24,7 +24,7 @@ from engine.gateway.prompts import read_prompts
 from engine.serve.engine import Engine
 from moesim.commands import Reporter
 from moesim.cost.profile import Classification, ExpertLoad, Router, Swap, Transfers, Variant
-from moesim.errors import CalibrationError
+from moesim.errors import CalibrationError, EngineError
 from moesim.facts.catalog import load_model
 from moesim.facts.models import ModelSpec
 
@@ -123,7 +123,11 @@ def measure_transfers(
 
 def _copied(spec: ModelSpec, device: torch.device) -> Copied:
     notes: list[str] = []
-    loads = expert_loads(spec, device)
+    loads: list[ExpertLoad] = []
+    try:
+        loads = expert_loads(spec, device)
+    except EngineError as wrong:
+        notes.append(f"loads of experts: not measured: {wrong}")
     return Copied(loads=loads, swaps=swaps(spec, device, notes=notes), notes=notes)
 
 

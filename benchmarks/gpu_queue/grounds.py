@@ -49,7 +49,7 @@ def ground_for(begun: Begun) -> Ground:
     if file.exists():
         own_profile(begun, file)
     folders = checkpoints(asked)
-    if not file.exists():
+    if not file.exists() or own_profile(begun, file).transfers is None:
         say(f"profiling {NAMES[0]} and what sharing costs")
         calibrate(settings_of(asked, folders, Transfers(variants=folders)), file, begun.host)
         release()

@@ -21,7 +21,7 @@ def write_tables(begun: Begun, tables: Tables, **conditions: Any) -> None:
 
     A step is called by its name and, of a narrower model, by the format too.
 
-    The JSON file comes last: where it is there, all are.
+    The JSON file comes last: where it is there, all tables that it names are.
     """
     out, step = begun.asked.out / "tables", begun.name
     for name, rows in tables.items():

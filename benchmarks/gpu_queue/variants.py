@@ -129,8 +129,9 @@ class Bench:
         except MoesimError as wrong:
             content["not_served"] = str(wrong)
             self.close()
-        except RuntimeError as wrong:  # of torch or the driver: another try may do better
-            content |= {"not_served": f"failed: {str(wrong).splitlines()[0]}", AGAIN: True}
+        except Exception as wrong:  # of torch, Triton or the driver: another try may do better
+            reason = next(iter(str(wrong).splitlines()), type(wrong).__name__)
+            content |= {"not_served": f"failed: {reason}", AGAIN: True}
             self.close()
         content["provenance"] = self._begun.provenance()
         write_text(self.file(cell), json.dumps(content, indent=1) + "\n")

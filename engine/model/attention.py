@@ -8,6 +8,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from engine.model.step import PagedKvCache, Segment
 
 
+def keep_off_cudnn() -> None:
+    """Have torch attend by its flash kernels, in this process.
+
+    On sm90 torch takes a cuDNN beyond 9.15 first (its sdp_utils), which compiles a plan for every
+    new length.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def attend_segments(
     layer: int, queries: Tensor, cache: PagedKvCache, segments: list[Segment], out: Tensor
 ) -> None:

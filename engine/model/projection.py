@@ -46,15 +46,34 @@ def fp8_product(x: Tensor, weight: Quantised) -> Tensor:
     """Narrow each row of x (T, in) to fp8 by its largest value, and multiply."""
     largest = x.abs().amax(-1, keepdim=True).float()
     scales = (largest / FP8_LARGEST).clamp_(min=SMALLEST_SCALE)  # [T, 1]
-    return scaled_mm(
-        (x / scales).to(FP8),
+    codes = (x / scales).to(FP8)
+    try:
+        return scaled_mm(
+            codes,
+            weight.codes.t(),
+            scales,
+            ScalingType.RowWise,
+            weight.scales.t(),  # [1, out]
+            ScalingType.RowWise,
+            output_dtype=x.dtype,
+        )
+    except RuntimeError:  # cuBLASLt has no such product of few long rows (pytorch/ao#4582)
+        return _scaled_after(codes, scales, weight).to(x.dtype)
+
+
+def _scaled_after(codes: Tensor, scales: Tensor, weight: Quantised) -> Tensor:
+    """Multiply codes (T, in) without their scales (T, 1), and scale the float32 product."""
+    one = scales.new_ones(1)
+    product = scaled_mm(
+        codes,
         weight.codes.t(),
-        scales,
-        ScalingType.RowWise,
-        weight.scales.t(),  # [1, out]
-        ScalingType.RowWise,
-        output_dtype=x.dtype,
+        one,
+        ScalingType.TensorWise,
+        one,
+        ScalingType.TensorWise,
+        output_dtype=torch.float32,
     )
+    return product * scales * weight.scales.t()
 
 
 def tiled_product(x: Tensor, weight: Quantised) -> Tensor:

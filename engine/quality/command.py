@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -23,6 +22,7 @@ from engine.quality.results import means, number_curve, ratio_curve, write_curve
 from engine.quality.study import Measure, Row, by_number, by_ratio
 from engine.variants.distances import Tell
 from moesim.errors import EngineError
+from moesim.facts.catalog import data_folder
 from moesim.facts.models import ModelSpec, read_config
 from moesim.files import write_text
 
@@ -58,7 +58,7 @@ def run(plan: Plan, out: Path, tell: Tell) -> dict[str, Any]:
 
 def shape(name: str) -> ModelSpec:
     """Return a shipped shape."""
-    return read_config(Path(str(files("moesim.data"))) / "models" / f"{name}.json")
+    return read_config(data_folder() / "models" / f"{name}.json")
 
 
 def _rows(

@@ -274,4 +274,6 @@ def _tune(model: Model, runner: Runner, config: EngineConfig) -> None:
     choice = use_experts(model, config.experts)
     if config.graphs and follows_pages(model.device):
         sizes = graph_sizes(min(config.limits.max_num_seqs, config.limits.max_batched_tokens))
-        runner.capture([size for size in sizes if choice(size).capturable])
+        # All or none: launched sizes between captured ones would be predicted as padded replays.
+        held = all(choice(count).capturable for count in range(1, sizes[-1] + 1))
+        runner.capture(sizes if held else [])

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from engine.model.attention import keep_off_cudnn
 from engine.model.checkpoint import load_decoder, random_decoder
 from engine.model.decoder import Decoder
 from engine.model.experts.choosing import use_experts
@@ -123,5 +124,6 @@ class Follower:
             dtype=self._decoder.dtype,
         )
         self._swap = SwapSpace(self._cache, order["swap_blocks"])
+        keep_off_cudnn()
         page_decodes(self._decoder)
         use_experts(self._decoder, order["experts"])

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.model.capture import capturing
 from engine.model.decoder import Decoder
 from engine.model.paged_decode import PagedStep, Pages, table
 from engine.model.step import PagedKvCache
@@ -142,7 +143,7 @@ class DecodeGraphs:
             self._decoder(step, self._cache)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with capturing(graph, self._pool):
             logits = self._decoder(step, self._cache)
         self._pool = self._pool or graph.pool()
         return Graph(graph.replay, logits)

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Row
 import torch
 from torch import Tensor
 
+from engine.model.attention import keep_off_cudnn
 from engine.model.decoder import Decoder
 from engine.model.model import Model
 from engine.model.paged_layers import page_decodes
@@ -45,6 +46,7 @@ class Runner:
         sampling: Sampling,
         swap_blocks: int = 0,
     ) -> None:
+        keep_off_cudnn()
         self.model = model
         self.cache = PagedKvCache(
             model.spec,

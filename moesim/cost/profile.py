@@ -26,8 +26,8 @@ A graph is launched at once, so that a replayed iteration takes less than its op
 by one: iterations of decodes alone are read off `decode_replay` where an engine replays them.
 
 `transfers` is optional: loads of absent experts, swaps of layers, experts in a store of several
-variants, the gateway, the variants' own routers. So are `decode_replay`, `precision` and the
-device's hash. Profiles that were made without them are read.
+variants, the gateway, the variants' own routers. So are `decode_replay`, `precision`, the device's
+hash and those of pooled measurements. Profiles that were made without them are read.
 """
 
 import json
@@ -232,6 +232,8 @@ class Provenance(_Part):
     """Hash of the checkpoint's configuration and weights' sizes."""
     duration_s: float
     """How long profiling took [s]."""
+    pooled: tuple[str, ...] = ()
+    """Hashes of the measurements that were pooled; none where it is one measurement itself."""
 
 
 class Verdict(_Part):

@@ -25,9 +25,17 @@ SUFFIX = {
 }
 
 
+def data_folder() -> Path:
+    """Return where the shipped data lies, also in a source tree that is not installed."""
+    try:
+        return Path(str(files("moesim.data")))
+    except ModuleNotFoundError:  # only an installation places `data` inside `moesim`
+        return Path(__file__).parents[2] / "data"
+
+
 def shipped(folder: str) -> dict[str, Path]:
     """List the shipped entries of a data folder, name to file, in alphabetical order."""
-    root = Path(str(files("moesim.data"))) / folder
+    root = data_folder() / folder
     return {path.stem: path for path in sorted(root.glob(f"*{SUFFIX[folder]}"))}
 
 
@@ -42,6 +50,7 @@ def locate(folder: str, name: str, *, relative_to: Path | None = None) -> Path:
     known = shipped(folder)
     if name in known:
         return known[name]
+    _refuse_other(Path(name))
     listed = ", ".join(known) or "none"
     raise ScenarioError(f"{shown(name)}: neither a file nor one of the shipped {folder}: {listed}")
 
@@ -50,6 +59,17 @@ def written_path(folder: str, name: str, *, relative_to: Path | None = None) -> 
     """Return the path that `name` is, before the working folder, then that given; None if none."""
     candidates = (Path(name), (relative_to or Path()) / name)
     return next((path for path in candidates if _is_there(path, folder == "models")), None)
+
+
+def _refuse_other(path: Path) -> None:
+    """Raise ScenarioError where something is there that is no file."""
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # as in `_is_there`
+        return
+    if there:
+        kind = "a folder" if folder else "a device or a pipe"
+        raise ScenarioError(f"{shown(path)}: is {kind}; give a file")
 
 
 def _is_there(path: Path, folders_too: bool) -> bool:

@@ -1,13 +1,13 @@
 """What a publication says, as written in `data/published/*.yaml`: scenarios, claims, constants."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from moesim.checked import checked
+from moesim.facts.catalog import data_folder
 from moesim.facts.hardware import Facts
 from moesim.files import read_yaml
 from moesim.scenario import Scenario, scenario_from
@@ -103,4 +103,4 @@ def load_publication(system: str) -> Publication:
 
 
 def _folder() -> Path:
-    return Path(str(files("moesim.data"))) / "published"
+    return data_folder() / "published"

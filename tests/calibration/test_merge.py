@@ -208,12 +208,14 @@ def test_fewest_kv_blocks_are_kept(tiny_content: Content) -> None:
         ("provenance.device_kind", "cuda", "'cuda', and 'cpu'"),
         ("provenance.host_hash", "e" * 16, f"'{'e' * 16}', and '{'0' * 16}'"),
         ("provenance.device_hash", "d" * 16, f"'{'d' * 16}', and nothing in"),
+        ("provenance.share", "1/2 cores", "'1/2 cores', and nothing"),
         ("provenance.software.moesim", "0.0.9", "'0.0.9', and '0.1.0'"),
         ("provenance.software.torch", "2.13.0", "'2.13.0', and nothing"),
         ("provenance.threads", 2, "2, and 1"),
         ("max_batched_tokens", 128, "128, and 64"),
         ("kv.block_size", 8, "8, and 4"),
         ("decode_graphs", [1, 2], "(1, 2), and ()"),
+        ("precision", dict.fromkeys(("experts", "rest", "kv"), "fp8"), "{'experts': 'fp8', "),
         ("source", "scaled", "'scaled', and 'measured'"),
         ("model.rope_theta", 5e5, "500000.0, and "),
     ],
@@ -256,10 +258,32 @@ def test_what_is_not_measured_is_refused(tiny_content: Content) -> None:
 
 def test_one_measurement_counts_once(tiny_content: Content) -> None:
     """A profile is no repetition of itself, and one alone is nothing to merge."""
-    with pytest.raises(CalibrationError, match=r"c\.json: operations: the same measurement as a\."):
+    with pytest.raises(
+        CalibrationError, match=r"c\.json: operations: the same measurement as in a\."
+    ):
         _merged(tiny_content(), _slower(tiny_content(), 1.05), tiny_content())
     with pytest.raises(CalibrationError, match="give two profiles or more"):
         _merged(tiny_content())
+
+
+def test_a_pooled_measurement_counts_once(tiny_content: Content) -> None:
+    """A pooled profile, though its cells are others, is no repetition of what it was pooled of."""
+    contents = [_slower(tiny_content(), factor) for factor in (1.0, 1.05, 1.1, 1.15)]
+    one, two, three, four = (Profile.model_validate(content) for content in contents)
+    pooled_two = Profile.model_validate_json(
+        merge([("1.json", one), ("2.json", two)]).model_dump_json()
+    )
+    line = r"^1\.json: operations: the same measurement as in p\.json; give each measurement once$"
+    with pytest.raises(CalibrationError, match=line):
+        merge([("p.json", pooled_two), ("1.json", one)])
+    with pytest.raises(
+        CalibrationError, match=r"^q\.json: operations: the same measurement as in p"
+    ):
+        merge([("p.json", pooled_two), ("q.json", merge([("2.json", two), ("3.json", three)]))])
+    others = merge([("3.json", three), ("4.json", four)])
+    whole = merge([("p.json", pooled_two), ("r.json", others)])
+    assert len(set(whole.provenance.pooled)) == 4
+    assert whole.operations["host"][0].repeats == 36
 
 
 def test_an_input_is_not_overwritten(tiny_content: Content, tmp_path: Path) -> None:

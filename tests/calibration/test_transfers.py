@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import calibration.copies as copies
+import calibration.transfers as transfers
 from calibration.calibrate import Settings, calibrate
 from calibration.copies import IN_FLIGHT, PARTS, expert_loads
 from calibration.host import Host
@@ -148,6 +149,7 @@ def test_interrupted_transfers_go_on(
     router_of = {name: f"router of {digest_of(variants[name])}" for name in ("a", "b")}
     interrupted_at("router of b")
     assert set(kept) == {router_of["a"]}
+    assert load_profile(out).transfers is None
     interrupted_at("experts in a store")
     assert set(kept) == {*router_of.values(), "copies"}
     kept["copies"]["swaps"][0]["median_s"] = 123.0
@@ -159,6 +161,18 @@ def test_interrupted_transfers_go_on(
     assert found.variants["a"].router.model_dump(mode="json") == kept[router_of["a"]]
     assert len(found.stored) == 3
     assert not (tmp_path / "p.json.partial").exists()
+
+
+def test_loads_that_fail_are_told(engine_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other copies are measured all the same."""
+
+    def refused(*_: object) -> Any:
+        raise EngineError("the host refuses to pin 1 GB")
+
+    monkeypatch.setattr(transfers, "expert_loads", refused)
+    copied = transfers._copied(engine_spec, CPU)
+    assert (copied.loads, len(copied.swaps)) == ([], 4)
+    assert copied.notes == ["loads of experts: not measured: the host refuses to pin 1 GB"]
 
 
 def digest_of(folder: Path) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from calibration.cli import app
 from calibration.host import Host
 from calibration.plan import Plan
 from calibration.validate import validate
@@ -168,6 +170,14 @@ def test_incomplete_folder_has_no_report(tmp_path: Path) -> None:
     """`report` says what to run first."""
     with pytest.raises(ScenarioError, match=r"comparison\.json: not readable"):
         load_validation(tmp_path)
+
+
+def test_a_file_is_no_folder_to_report_on(profile_file: Path) -> None:
+    """Nor is what is not there."""
+    for place in (profile_file, profile_file / "nowhere"):
+        refused = CliRunner().invoke(app, ["report", str(place)])
+        line = f"error: {place}: is no folder; give the one that validate wrote\n"
+        assert (refused.exit_code, refused.stderr) == (2, line)
 
 
 def test_any_workload_can_be_served_by_the_profiled_checkpoint(

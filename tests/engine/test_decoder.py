@@ -14,6 +14,8 @@ from engine.model.checkpoint import load_decoder, random_decoder
 from engine.model.decoder import Decoder
 from engine.model.routing import forced_routing, observed_routing
 from engine.model.step import PagedKvCache
+from engine.serve.runner import Runner
+from engine.serve.sampling import Sampling
 from moesim.errors import EngineError
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
@@ -195,6 +197,13 @@ def test_cache_needs_blocks(decoder: Decoder, blocks: int, size: int) -> None:
     """A cache without blocks, or of empty blocks, is refused."""
     with pytest.raises(EngineError, match="must be at least 1"):
         PagedKvCache(decoder.spec, blocks, size)
+
+
+def test_an_engine_keeps_off_cudnn(decoder: Decoder) -> None:
+    """Which would compile a plan for every length of a prompt."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Runner(decoder, num_blocks=4, block_size=4, sampling=Sampling())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_cache_that_does_not_fit(decoder: Decoder) -> None:

@@ -233,11 +233,43 @@ def test_a_choice_has_ranges() -> None:
 
 
 def test_the_fastest_is_chosen(layer: MoeLayer) -> None:
-    """Grouped wins everywhere but at 64 tokens, where dense does; bounds lie between by ratio."""
-    best = dict(zip(SIZES, ("grouped", "grouped", "dense", "grouped", "grouped"), strict=True))
-    choice = fastest(layer, lambda _, style, size: float(style.name != best[size]))
-    assert [style.name for style in choice.styles] == ["grouped", "dense", "grouped"]
+    """The loop wins everywhere but at 64 tokens, where dense does; bounds lie between by ratio."""
+    best = dict(zip(SIZES, ("loop", "loop", "dense", "loop", "loop"), strict=True))
+    choice = fastest(quantised(layer), lambda _, style, size: float(style.name != best[size]))
+    assert [style.name for style in choice.styles] == ["loop", "dense", "loop"]
     assert choice.bounds == (22, 181)
+
+
+def quantised(layer: MoeLayer) -> MoeLayer:
+    """Return the layer with int8 weights, which no kernel runs."""
+    gate_up = layer.gate_up
+    assert isinstance(gate_up, torch.Tensor)
+    del layer.gate_up
+    layer.gate_up = Quantised.of(gate_up.data, "int8")
+    return layer
+
+
+def test_a_style_that_fails_is_not_chosen(
+    layer: MoeLayer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does it end the engine, unless nothing else runs."""
+
+    def timed(_: MoeLayer, style: Style, size: int) -> float:
+        if style.name == "loop":
+            raise AssertionError("no such layout\nat line 7")
+        return 1.0
+
+    choice = fastest(quantised(layer), timed)
+    assert [style.name for style in choice.styles] == ["dense"]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "experts: loop: fails at 1 tokens: no such layout"
+    assert len(told) == len(SIZES)
+
+    def failing(*_: object) -> float:
+        raise TypeError
+
+    with pytest.raises(EngineError, match="no style runs 1 tokens here; take loop or dense"):
+        fastest(layer, failing)
 
 
 def raced(layer: MoeLayer) -> set[str]:
@@ -253,17 +285,13 @@ def raced(layer: MoeLayer) -> set[str]:
 
 
 def test_what_cannot_run_or_waits_is_not_timed(layer: MoeLayer) -> None:
-    """Neither Triton, as the device is none of its own, nor the loop, which waits for the host."""
-    assert raced(layer) == {"dense", "grouped"}
+    """Neither Triton, as the device is none of its own, nor the baselines beside a kernel."""
+    assert raced(layer) == {"grouped"}
 
 
 def test_the_loop_where_no_kernel_is(layer: MoeLayer) -> None:
     """Quantised weights run in no kernel; the loop then races the baseline of all experts."""
-    gate_up = layer.gate_up
-    assert isinstance(gate_up, torch.Tensor)
-    del layer.gate_up
-    layer.gate_up = Quantised.of(gate_up.data, "int8")
-    assert raced(layer) == {"loop", "dense"}
+    assert raced(quantised(layer)) == {"loop", "dense"}
 
 
 def test_auto_falls_back_to_the_loop(decoder: Decoder) -> None:

@@ -1,14 +1,21 @@
 """Padded decode steps: the filling changes nothing; on CUDA the graphs do what the steps do."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+import engine.serve.engine as serving
+from engine.model.capture import capturing
 from engine.model.checkpoint import load_decoder
 from engine.model.decoder import Decoder
+from engine.model.experts.choice import Choice
 from engine.model.experts.choosing import use_experts
+from engine.model.experts.styles import STYLES
 from engine.model.paged_layers import page_decodes
 from engine.model.routing import forced_routing, observed_routing
 from engine.model.step import PagedKvCache
@@ -105,6 +112,44 @@ def test_the_filling_asks_for_no_expert(decoder: Decoder) -> None:
             run()
         hit.append((counts > 0).tolist())
     assert hit[0] == hit[1]
+
+
+@pytest.mark.parametrize(("style", "captured"), [("grouped", (1, 2, 3, 4)), ("loop", ())])
+def test_all_sizes_are_captured_or_none(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, style: str, captured: tuple[int, ...]
+) -> None:
+    """One decode in a style that no graph holds, where larger batches could be held."""
+    choice = Choice((STYLES[style], STYLES["dense"]), bounds=(1,))
+    monkeypatch.setattr(serving, "use_experts", lambda *_: choice)
+    monkeypatch.setattr(serving, "follows_pages", lambda _: True)
+    limits = Limits(max_num_seqs=4, max_batched_tokens=8, max_model_len=16)
+    config = EngineConfig(limits=limits, num_blocks=16, block_size=4)
+    assert serving.Engine(decoder, config).runner.decode_graphs == captured
+
+
+def test_a_capture_is_on_the_caller_s_stream_without_collections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch's own stream captures nothing and is left to torch; collecting goes on afterwards."""
+    seen: list[object] = []
+
+    def spoilt() -> None:
+        assert not gc.isenabled()
+        raise RuntimeError
+
+    @contextmanager
+    def graph(_: object, *, pool: object, stream: object) -> Iterator[None]:
+        seen.extend((pool, stream))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: "default")
+    for current in ("default", "share"):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda name=current: name)
+        with pytest.raises(RuntimeError), capturing("graph", "pool"):  # type: ignore[arg-type]
+            spoilt()
+        assert gc.isenabled()
+    assert seen == ["pool", None, "pool", "share"]
 
 
 def test_what_graphs_do_not_hold(decoder: Decoder) -> None:

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import ScalingType, linear, scaled_mm
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from calibration.models import open_model
 from engine.cli import app
-from engine.model import quantised
+from engine.model import projection, quantised
 from engine.model.checkpoint import load_decoder, random_decoder, save_decoder
 from engine.model.decoder import Decoder
 from engine.model.experts.choosing import use_experts
@@ -223,6 +223,24 @@ def test_fp8_by_fp8() -> None:
     x[3] = 0.0
     product = fp8_product(x, Quantised.of(weight, "fp8")).float()
     assert (product[3] == 0).all()
+    x, weight = x.float(), weight.float()
+    assert ((product - linear(x, weight)).abs() <= furthest_fp8_product(x, weight)).all()
+
+
+def test_fp8_by_fp8_without_scales_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a library refuses them, the product is scaled, and as good."""
+    refused = []
+
+    def particular(codes: Tensor, other: Tensor, *scaling: Any, **told: Any) -> Tensor:
+        if ScalingType.RowWise in scaling:
+            refused.append(codes.shape)
+            raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+        return scaled_mm(codes, other, *scaling, **told)
+
+    monkeypatch.setattr(projection, "scaled_mm", particular)
+    x, weight = normal(9, 256, seed=1).bfloat16(), normal(32, 256).bfloat16()
+    product = fp8_product(x, Quantised.of(weight, "fp8"))
+    assert (refused, product.dtype) == ([(9, 256)], torch.bfloat16)
     x, weight = x.float(), weight.float()
     assert ((product - linear(x, weight)).abs() <= furthest_fp8_product(x, weight)).all()
 

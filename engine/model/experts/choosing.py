@@ -1,13 +1,15 @@
 """Choosing the style of a model's experts: as told, or what is fastest on its device.
 
 On CUDA the styles are timed at a few numbers of tokens on the model's own weights, those that can
-be captured as replays of a CUDA graph, since that is how decodes will run them. A style that waits
-for the host is left out where a kernel does its work: alone it looks better than in a model, where
-the host would queue the next layers meanwhile. On the CPU the
+be captured as replays of a CUDA graph, since that is how decodes will run them. The loop, which
+waits for the host, is left out where a kernel does its work: alone it looks better than in a model,
+where the host would queue the next layers meanwhile. So is `dense`, which runs E / k times the
+arithmetic, over every slot of a store of experts. On the CPU the
 answer is known beforehand and the same everywhere: there the grouped product is the reference loop
 in C++, and a dense run does E / k times the arithmetic.
 """
 
+import sys
 from collections.abc import Callable
 from math import sqrt
 from statistics import median
@@ -15,6 +17,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from engine.model.capture import capturing
 from engine.model.decoder import Decoder
 from engine.model.experts.choice import REFERENCE, Choice
 from engine.model.experts.styles import STYLES, Style
@@ -60,7 +63,7 @@ def fastest(layer: MoeLayer, timed: Callable[[MoeLayer, Style, int], float]) -> 
     Halfway is by ratio: a style that wins at 8 tokens and loses at 64 is used up to 22.
     """
     racing = candidates(layer)
-    winners = [min(racing, key=lambda style: timed(layer, style, size)) for size in SIZES]
+    winners = [_winner(layer, racing, size, timed) for size in SIZES]
     styles, bounds = [winners[0]], list[int]()
     for size, following, winner in zip(SIZES, SIZES[1:], winners[1:], strict=False):
         if winner != styles[-1]:
@@ -69,11 +72,27 @@ def fastest(layer: MoeLayer, timed: Callable[[MoeLayer, Style, int], float]) -> 
     return Choice(tuple(styles), tuple(bounds))
 
 
+def _winner(
+    layer: MoeLayer, racing: list[Style], size: int, timed: Callable[[MoeLayer, Style, int], float]
+) -> Style:
+    """Return the fastest of the styles that run so many tokens; what fails is told on stderr."""
+    durations: dict[str, float] = {}
+    for style in racing:
+        try:
+            durations[style.name] = timed(layer, style, size)
+        except Exception as wrong:  # Triton's compiler has errors of its own
+            reason = next(iter(str(wrong).splitlines()), type(wrong).__name__)
+            print(f"experts: {style.name}: fails at {size} tokens: {reason}", file=sys.stderr)
+    if not durations:
+        raise EngineError(f"experts: auto: no style runs {size} tokens here; take loop or dense")
+    return STYLES[min(durations, key=durations.__getitem__)]
+
+
 def candidates(layer: MoeLayer) -> list[Style]:
-    """Return the styles to time: none that waits for the host, unless the rest is `dense` alone."""
+    """Return the styles to time: kernels; where there is none, the loop and all experts on all."""
     runnable = [style for style in STYLES.values() if not style.obstacle(layer.gate_up)]
-    unwaiting = [style for style in runnable if style.capturable]
-    return runnable if unwaiting == [STYLES["dense"]] else unwaiting
+    kernels = [style for style in runnable if style.capturable and style.name != "dense"]
+    return kernels or runnable
 
 
 def sample(layer: MoeLayer, tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,6 +140,6 @@ def replayed(run: Callable[[], None]) -> Callable[[], None]:
     """Capture a function that has run before, and return what replays it."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         run()
     return graph.replay

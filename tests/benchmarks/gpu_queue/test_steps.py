@@ -18,8 +18,8 @@ from benchmarks.gpu_queue.room import room_on
 from benchmarks.gpu_queue.sizes import TINY
 from benchmarks.gpu_queue.tables import shown, write_tables
 from calibration.host import Host
-from moesim.cost.profile import Profile, load_profile
-from moesim.errors import CalibrationError
+from moesim.cost.profile import Profile, load_profile, save_profile
+from moesim.errors import CalibrationError, EngineError
 from moesim.files import write_text
 from moesim.serving.records import read_records
 
@@ -58,6 +58,28 @@ def test_kernels(begun: Begin, asked: Asked, capsys: pytest.CaptureFixture[str])
     written = pd.read_csv(asked.out / "tables/kernels-steps.csv")
     assert written["ms"].tolist() == pytest.approx([row["ms"] for row in steps])
     assert capsys.readouterr().out.splitlines()[-1].startswith("best style over published")
+
+
+def test_kernels_without_copies(
+    begun: Begin, asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A host that pins nothing has no figures of its link, and what is measured is on file."""
+
+    def refused(*_: object) -> float:
+        raise EngineError("the host refuses to pin")
+
+    def broken(*_: object) -> Any:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(kernels, "link_bytes_per_s", refused)
+    monkeypatch.setattr(kernels.bench, "steps", broken)
+    step = replace(begun("kernels"), asked=replace(asked, out=tmp_path))
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        kernels.run(step)
+    content = tables_of(step.asked, "kernels")
+    assert content["conditions"]["link_bytes_per_s"] is None
+    assert content["tables"]["copies"] == []
+    assert {row["tokens"] for row in content["tables"]["layer"]} == set(asked.size.tokens)
 
 
 def test_profile(profiled: Path, asked: Asked) -> None:
@@ -153,6 +175,27 @@ def test_variants_of_another_host_or_shape_are_not_mixed(
         grounds.own_profile(replace(step, asked=other), profiled)
 
 
+def test_a_profile_that_failed_half_way_is_made_whole(
+    profiled: Path, begun: Begin, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What sharing costs is measured again where it ended the command before; once is enough."""
+    step = replace(begun("variants"), asked=replace(asked, out=tmp_path))
+    whole = load_profile(profiled)
+    file = tmp_path / "variants/profile.json"
+    save_profile(whole.model_copy(update={"transfers": None}), file)
+    made: list[Path] = []
+
+    def remade(_: object, out: Path, host: Host) -> None:
+        made.append(out)
+        save_profile(whole, out)
+
+    monkeypatch.setattr(grounds, "calibrate", remade)
+    monkeypatch.setattr(grounds, "checkpoints", lambda _: {"a": tmp_path, "b": tmp_path})
+    assert grounds.ground_for(step).profile.transfers is not None
+    grounds.ground_for(step)
+    assert made == [file]
+
+
 def test_checkpoints_without_room(
     asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +241,24 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
     assert not variants.settled(file)
     file.write_text(json.dumps({"not_served": "shares: less than one"}))
     assert variants.settled(file)
+
+
+def test_a_kernel_that_does_not_compile_is_told(
+    begun: Begin, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's own errors, which may have no text, end a cell and not the step."""
+
+    def failing(*_: object) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(variants.Bench, "_rate", lambda *_: 1.0)
+    monkeypatch.setattr(variants.Bench, "_served", failing)
+    step = replace(begun("variants"), asked=replace(asked, out=tmp_path))
+    bench = variants.Bench(step, SimpleNamespace())  # type: ignore[arg-type]
+    bench.serve(CELLS[0])
+    content = json.loads(bench.file(CELLS[0]).read_text())
+    assert content["not_served"] == "failed: AssertionError"
+    assert not variants.settled(bench.file(CELLS[0]))
 
 
 WANTED = """
