@@ -135,10 +135,12 @@ def _let_go() -> None:
 
 
 def _refuse_empty(words: Sequence[str]) -> None:
-    """Raise ScenarioError where an option has an empty value: it would count as not given."""
+    """Raise ScenarioError where an option or argument is empty: it would count as not given."""
     for before, word in pairwise(["", *words]):
         if word == "" or (word.startswith("--") and word.endswith("=")):
             name = word.rstrip("=") or before
+            if not name.startswith("-"):
+                raise ScenarioError(f"{name}: its argument is empty; give a value")
             raise ScenarioError(f"{name}: is empty; give a value or leave it out")
 
 

@@ -97,7 +97,8 @@ class _Deployment(_Part):
     )
     """Which of a model's replicas a request goes to."""
     kv_blocks: int | None = Field(default=None, gt=0, le=10**12)
-    """KV blocks of a replica; what the profiled engine allocated, or fits, if not given."""
+    """KV blocks of each model on a slice; if not given, what the profiled engine allocated or an
+    even part of what is free. Before experts that may be absent goes one longest sequence."""
     scheduler: Scheduler = Scheduler()
     """Each replica's scheduler."""
 

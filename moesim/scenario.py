@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from moesim.checked import checked
 from moesim.deployment import Deployment, ExpertRouter
@@ -186,7 +187,7 @@ class Scenario(_Part):
     """What a consolidation ratio costs in quality; nothing is said about it if not given."""
     sources: dict[str, str] = {}
     """Where figures in this file come from: by field, such as `deployment.swap_gb_per_s`."""
-    folder: Path | None = Field(default=None, exclude=True, repr=False)
+    folder: SkipJsonSchema[Path | None] = Field(default=None, exclude=True, repr=False)
     """The folder that relative paths in the file start from; not written in the file."""
 
     @model_validator(mode="after")

@@ -209,6 +209,12 @@ def test_a_reader_that_leaves_is_no_error(word: str) -> None:
     process.stderr.close()
 
 
+@pytest.mark.parametrize("word", ["reproduce", "simulate"])
+def test_an_empty_argument_is_said_to_be_one(word: str) -> None:
+    """It is no option that could be left out."""
+    assert f"{word}: its argument is empty; give a value" in fails("moesim", word, "")
+
+
 def test_places_are_checked_before_anything_runs(tmp_path: Path) -> None:
     """Nothing is simulated for a result that has no place."""
     for words in (

@@ -117,9 +117,51 @@ def test_a_misspelt_key_comes_before_what_it_leaves_missing(tiny_scenario: Conte
     assert _refusal(content) == "tenant: unknown key; did you mean 'tenants'?"
 
 
-def test_a_key_like_no_other_is_just_unknown(tiny_scenario: Content) -> None:
-    """No far-fetched suggestion."""
-    assert _refusal(_changed(tiny_scenario(), "qqqqqq", 1)) == "qqqqqq: unknown key"
+@pytest.mark.parametrize(
+    ("field", "keys"),
+    [
+        ("qqqqqq", "name, description, duration_s, models, tenants, hardware, deployment, "),
+        ("tenants.chat.slo", "ttft_s, tpot_s, turnaround_s"),
+        ("tenants.chat.arrivals.max_num_seqs", "kind, rate_per_s"),
+    ],
+)
+def test_a_key_like_no_other_lists_what_there_is(
+    tiny_scenario: Content, field: str, keys: str
+) -> None:
+    """The keys of that place and of no other, and no far-fetched suggestion."""
+    value = {"qqqqqq": 1} if field.endswith("slo") else 1
+    told = _refusal(_changed(tiny_scenario(), field, value))
+    place = f"{field}.qqqqqq" if field.endswith("slo") else field
+    assert told.startswith(f"{place}: unknown key; there are {keys}")
+    assert "folder" not in told
+
+
+@pytest.mark.parametrize("key", ["shares", "share"])
+def test_what_is_suggested_exists_at_that_place(tiny_scenario: Content, key: str) -> None:
+    """`shares` is a gateway's, and no share of SMs."""
+    deployment = {"kind": "mps", key: {"m": 50}}
+    told = _refusal(_changed(tiny_scenario(), "deployment", deployment))
+    assert told.startswith(f"deployment.{key}: unknown key; there are ")
+    assert "sm_percent" in told
+
+
+@pytest.mark.parametrize(
+    ("deployment", "place"),
+    [
+        ({"kind": "tensor_parallel", "tensor_parallel": 0}, "tensor_parallel: 0"),
+        ({"tensor_parallel": 2, "scheduler": {"policy": "x"}}, "scheduler.policy: 'x'"),
+        ({"tensor_parallel": 2, "scheduler": {"max_num_seqs": 0}}, "scheduler.max_num_seqs: 0"),
+        ({"tensor_parallel": 2, "scheduler": {"polic": "x"}}, "scheduler.polic: unknown key"),
+        ({"kind": "expert_parallel", "expert_parallel": 1}, "expert_parallel: 1"),
+        ({"kind": "dedicated", "experts": {"resident": 7}}, "experts.resident: 7"),
+    ],
+)
+def test_a_place_is_named_as_it_is_written(
+    tiny_scenario: Content, deployment: dict[str, Any], place: str
+) -> None:
+    """Where a kind is called like one of its fields, and where a field has several types."""
+    content = _changed(tiny_scenario(), "deployment", {"kind": "tensor_parallel", **deployment})
+    assert _refusal(content).startswith(f"deployment.{place}")
 
 
 def test_too_few_devices_shows_the_arithmetic(tiny_scenario: Content) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.commands import progress_bar
+from moesim.errors import ScenarioError
 from moesim.files import check_outputs, write_text
 
 if TYPE_CHECKING:
@@ -15,16 +16,17 @@ if TYPE_CHECKING:
 HELP = """Predict the rows of a table of published results, and say how far off that is.
 
 TABLE is a CSV file with the columns source, model, gpu, tp, ep, precision, isl, osl, load,
-scenario, metric, value, software, note. Each row's experiment is simulated. Rows that cannot be are
-counted, each under its reason.
+scenario, metric, value, software, note; docs/results-tables.md has the words that each may hold,
+and rows to start from. Each row's experiment is simulated. Rows that cannot be are counted, each
+under its reason.
 
 Examples:
 
-  moesim accuracy serving.csv --gpu h100 --model mixtral
+  moesim accuracy data/published/small_batches.csv --report accuracy.html
 
-  moesim accuracy serving.csv --report accuracy.html
+  moesim accuracy results.csv --gpu h100 --model mixtral
 
-  moesim accuracy serving.csv --profile roofline --json | jq '.summary[]'
+  moesim accuracy results.csv --profile roofline --json | jq '.summary[]'
 """
 
 
@@ -41,7 +43,7 @@ def accuracy(
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write an HTML file with every row; one named .md is Markdown."),
+        typer.Option(help="Write a report: .html, with every row, or .md."),
     ] = None,
 ) -> None:
     """Predict a table of published results."""
@@ -50,9 +52,15 @@ def accuracy(
     from moesim.evidence.accuracy.worst import worst
 
     check_outputs({"--report": report}, [table])
+    if report is not None and report.suffix not in (".html", ".md"):
+        raise ScenarioError(f"--report: {report}: ends in neither .html nor .md; name it so")
     choice = Choice(gpu=gpu, source=source, model=model, limit=limit)
     with progress_bar() as told:
         found = run(table, choice, profile=profile, told=told)
+    if found.rows.empty:
+        raise ScenarioError(
+            f"{table}: none of {found.chosen:,} rows could be predicted{_why(found)}"
+        )
     bad = [] if as_json and report is None else worst(found)
     if report is not None:
         from moesim.evidence.accuracy.markdown import markdown
@@ -71,6 +79,13 @@ def accuracy(
         print(f"report written to {report}")
 
 
+def _why(found: "Accuracy") -> str:
+    """Return the most frequent reason, and how many others there are."""
+    (reason, _), *others = found.left_out.most_common()
+    more = f" (and {len(others)} other reasons)" if others else ""
+    return f": {reason}{more}; docs/results-tables.md has what is understood"
+
+
 def _options(choice: object, profile: str | None) -> str:
     given = {name: getattr(choice, name) for name in ("gpu", "source", "model", "limit")}
     given["profile"] = profile
@@ -86,7 +101,7 @@ def _content(found: "Accuracy") -> dict[str, object]:
     tables = {
         "rows": found.rows,
         "summary": summaries(judged, BY_MODEL),
-        "factors": factors_of(judged),
+        "factors": factors_of(found.rows),
     }
     return {
         "table": found.table,

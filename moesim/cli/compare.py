@@ -42,7 +42,7 @@ def compare(
     ] = "1",
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and lengths.")] = 0,
     replications: Annotated[
-        int | None, typer.Option(help="Runs of each; by default 20, fewer of many requests.")
+        int | None, typer.Option(min=1, help="Runs of each; by default 20, fewer of many requests.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw turnaround over load into this HTML file.")
@@ -122,7 +122,8 @@ def _at(
         for name, scenario in named.items()
     }
     notes = rounded(next(iter(named.values())), load)
-    return side_by_side(found, notes).assign(load=load)
+    devices = {name: each.deployment.devices(list(each.models)) for name, each in named.items()}
+    return side_by_side(found, notes, devices).assign(load=load)
 
 
 def _factors(text: str) -> list[float]:

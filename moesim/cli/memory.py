@@ -4,7 +4,7 @@ Of a model by options, of a scenario slice by slice (`moesim.cli.memory_of_scena
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +14,17 @@ import typer
 from moesim.errors import ScenarioError
 from moesim.facts.catalog import load_device, load_model, shipped
 from moesim.facts.configs import ARCHITECTURES
-from moesim.facts.hardware import Device
+from moesim.facts.hardware import Device, no_fp8
 from moesim.facts.memory import BLOCK_TOKENS, MemoryDemand, plan_memory, reserved_share
 from moesim.facts.mig import find_profile
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
-from moesim.facts.remedies import fill_with_experts, other_slices, remedies, shortfall
+from moesim.facts.remedies import (
+    fill_with_experts,
+    narrower,
+    other_slices,
+    remedies,
+    shortfall,
+)
 from moesim.files import check_outputs, shown
 
 HELP = f"""Show what sits on a GPU or a MIG slice: of a scenario, or of a model and its variants.
@@ -104,10 +110,12 @@ def memory(
     check_outputs({"--plot": plot}, [path])
     spec = load_model(str(path), architectures=ARCHITECTURES)
     hardware = load_device(device)
+    formats = _precision(spec.dtype, precision, rest_precision, kv_precision)
+    _check_computes(hardware, formats)
     demand = MemoryDemand(
         spec=spec,
         slice_bytes=_slice_bytes(hardware, slice_name),
-        precision=_precision(spec.dtype, precision, rest_precision, kv_precision),
+        precision=formats,
         kv_blocks=-(-(kv_tokens or spec.max_position_embeddings) // BLOCK_TOKENS),
         variants=variants,
         ratio=ratio,
@@ -120,7 +128,7 @@ def memory(
     if resident == FILL:
         demand = fill_with_experts(demand)
     where = f"{slice_name} of {hardware.name}" if slice_name else hardware.name
-    _tell(Path(name).name, where, demand, other_slices(hardware), as_json, plot)
+    _tell(Path(name).name, where, demand, hardware, as_json, plot)
 
 
 def _meant(name: str) -> tuple[Path, bool]:
@@ -168,19 +176,23 @@ def _tell(
     model: str,
     where: str,
     demand: MemoryDemand,
-    slices: Mapping[str, int],
+    device: Device,
     as_json: bool,
     plot: Path | None,
 ) -> None:
     plan = plan_memory(demand)
-    sentence = "fits" if plan.fits else f"does not fit: {shortfall(demand, slices)}"
+    slices = other_slices(device, fp8=_in_fp8(demand.precision))
+    sentence = "fits"
+    if not plan.fits:
+        sentence = f"does not fit: {shortfall(demand, slices, narrower(device))}"
     title = f"{model} on {where}"
     if plot is not None:
         from moesim.views.memory import write_page
 
         write_page(plot, title, sentence, {title: plan})
     if as_json:
-        print(json.dumps({"model": model, "where": where, **_facts(demand, slices)}, indent=1))
+        facts = {"model": model, "where": where, **_facts(demand, slices, narrower(device))}
+        print(json.dumps(facts, indent=1))
         return
     from moesim.views.memory_terminal import show_memory
     from moesim.views.workload_terminal import printable
@@ -190,7 +202,9 @@ def _tell(
         print(f"drawn in {plot}")
 
 
-def _facts(demand: MemoryDemand, slices: Mapping[str, int]) -> dict[str, Any]:
+def _facts(
+    demand: MemoryDemand, slices: Mapping[str, int], formats: Sequence[str]
+) -> dict[str, Any]:
     """Return a demand, its plan and what would make it fit, for scripts."""
     plan = plan_memory(demand)
     asked = {name: value for name, value in asdict(demand).items() if name != "spec"}
@@ -203,13 +217,23 @@ def _facts(demand: MemoryDemand, slices: Mapping[str, int]) -> dict[str, Any]:
         "free_bytes": plan.free_bytes,
         "short_by_bytes": plan.short_by_bytes,
         "fits": plan.fits,
-        "remedies": [remedy.change for remedy in remedies(demand, slices)],
+        "remedies": [remedy.change for remedy in remedies(demand, slices, formats)],
     }
 
 
 def _precision(dtype: str, weights: str | None, rest: str | None, kv: str | None) -> Precision:
     base = Precision.uniform(weights) if weights else Precision.of_dtype(dtype)
     return Precision(experts=base.experts, rest=rest or base.rest, kv=kv or base.kv)
+
+
+def _in_fp8(precision: Precision) -> bool:
+    return "fp8" in (precision.experts, precision.rest)
+
+
+def _check_computes(device: Device, precision: Precision) -> None:
+    """Raise ScenarioError for weights that `moesim simulate` would refuse on the device."""
+    if _in_fp8(precision) and device.fp8_flop_per_s is None:
+        raise ScenarioError(no_fp8(device.name))
 
 
 def _slice_bytes(device: Device, slice_name: str | None) -> int:

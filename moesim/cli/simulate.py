@@ -46,8 +46,9 @@ def simulate(
     replications: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Runs in all: 1 is a single one without intervals, 20 hold nine in ten. "
-            "By default 20, fewer of many requests."
+            "By default 20, fewer of many requests.",
         ),
     ] = None,
     profile: Annotated[

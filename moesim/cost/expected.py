@@ -28,7 +28,7 @@ from functools import cache
 from moesim.cost.imbalance import largest_share
 from moesim.cost.parallel import Shard
 from moesim.errors import ProfileError
-from moesim.facts.hardware import Device
+from moesim.facts.hardware import Device, no_fp8
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, Precision
 from moesim.facts.slices import Slice
@@ -90,10 +90,7 @@ class Rates:
         if weights != "fp8":
             return self.flop_per_s * share
         if self.fp8_flop_per_s is None:
-            raise ProfileError(
-                f"hardware.device {self.device}: no fp8_flop_per_s, which weights in fp8 need; "
-                "take precision bf16, int8 or int4, or a device with fp8"
-            )
+            raise ProfileError(no_fp8(self.device))
         return self.fp8_flop_per_s * fp8_share
 
 

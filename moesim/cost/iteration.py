@@ -295,12 +295,14 @@ class CostModel(Cost):
         """Say for each operation asked for whether its answers were measured or not.
 
         One of `measured`, `interpolated`, `extrapolated`, the weakest of all answers; `scaled`
-        at best on a part of the measured device, `roofline` where nothing was measured.
+        at best on a part of the measured device, `roofline` where nothing was measured. A host
+        that takes no time, as in tables of kernels, rests on nothing.
         """
         asked, laid = self.asked, self._laid
         reached = dict.fromkeys(("embedding", *laid.in_layers), asked.tokens)
         reached |= dict.fromkeys(("head", "sampling"), asked.emitting)
-        reached["host"] = asked.sequences
+        if any(laid.curves["host"].ys):
+            reached["host"] = asked.sequences
         bases = {name: laid.curves[name].basis(most) for name, most in reached.items() if most}
         if asked.decodes:
             bases["attention_decode"] = laid.decode.basis(asked.decodes, asked.context)

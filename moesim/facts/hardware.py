@@ -14,6 +14,14 @@ SLOWEST, FASTEST = 1.0, 1e21
 and what is computed from it stays a number."""
 
 
+def no_fp8(device: str) -> str:
+    """Say that a device does not compute with weights in fp8."""
+    return (
+        f"hardware.device {device}: no fp8_flop_per_s, which weights in fp8 need; "
+        "take precision bf16, int8 or int4, or a device with fp8"
+    )
+
+
 class Facts(BaseModel):
     """What device files are made of: unknown fields are errors."""
 

@@ -13,7 +13,7 @@ from moesim.facts.precision import Precision
 from moesim.units import format_bytes
 
 NARROWER = ("fp8", "int4")
-"""Formats that are tried for what does not fit; int8 takes what fp8 takes."""
+"""Formats that are tried for what does not fit, unless told; int8 takes what fp8 takes."""
 
 STEPS = 1000
 """Ratios in a remedy are in thousandths, rounded up to what fits."""
@@ -27,12 +27,14 @@ class Remedy:
     demand: MemoryDemand
 
 
-def shortfall(demand: MemoryDemand, slices: Mapping[str, int]) -> str:
+def shortfall(
+    demand: MemoryDemand, slices: Mapping[str, int], formats: Sequence[str] = NARROWER
+) -> str:
     """Say what does not fit, and the nearest changes that would make it.
 
-    `slices` are the other slices that could be taken, name to bytes.
+    `slices` are the other slices that could be taken, name to bytes; `formats` the narrower ones.
     """
-    return short_of(plan_memory(demand), [r.change for r in remedies(demand, slices)])
+    return short_of(plan_memory(demand), [r.change for r in remedies(demand, slices, formats)])
 
 
 def short_of(plan: MemoryPlan, ways: Sequence[str]) -> str:
@@ -44,7 +46,14 @@ def short_of(plan: MemoryPlan, ways: Sequence[str]) -> str:
     )
 
 
-def remedies(demand: MemoryDemand, slices: Mapping[str, int]) -> list[Remedy]:
+def narrower(device: Device) -> tuple[str, ...]:
+    """Return the narrower formats that a device computes with."""
+    return ("fp8" if device.fp8_flop_per_s else "int8", "int4")
+
+
+def remedies(
+    demand: MemoryDemand, slices: Mapping[str, int], formats: Sequence[str] = NARROWER
+) -> list[Remedy]:
     """Return the smallest change of each kind that makes a demand fit; none where it does."""
     if plan_memory(demand).fits:
         return []
@@ -53,7 +62,7 @@ def remedies(demand: MemoryDemand, slices: Mapping[str, int]) -> list[Remedy]:
         _fewer_sets(demand),
         _higher_ratio(demand),
         _fewer_resident(demand),
-        _narrower(demand),
+        _narrower(demand, formats),
         _larger_slice(demand, slices),
     )
     return [remedy for remedy in found if remedy is not None]
@@ -75,17 +84,33 @@ def fill_with_experts(demand: MemoryDemand) -> MemoryDemand:
     return replace(whole, resident=_at_most(fewest, whole.expert_copies))
 
 
-def other_slices(device: Device) -> dict[str, int]:
+def fill_with_blocks(demand: MemoryDemand, most: int | None = None) -> MemoryDemand:
+    """Return the demand with what is free as KV blocks of the variants, the same of each.
+
+    None gets fewer than it has, nor beyond that more than `most`.
+    """
+    free = plan_memory(demand).free_bytes // demand.block_bytes
+    room = (demand.kv_blocks + free) // demand.variants
+    each = room if most is None else min(room, most)
+    return replace(demand, kv_blocks=max(demand.kv_blocks, each * demand.variants))
+
+
+def other_slices(device: Device, *, fp8: bool = False, proviso: str = "") -> dict[str, int]:
     """Return what could be taken in place of a device or its slices, name to bytes.
 
     What the planner has first: the device's MIG profiles and itself whole; then the other shipped
     GPUs, so that nobody is sent to buy a card for want of a larger slice. The smallest are first.
+    Another GPU has to compute in fp8 if that is needed; a `proviso` is what else taking it asks.
     """
     profiles = geometry_of(device).profiles if device.mig else ()
     gpus = [each for name in shipped("hardware") if (each := load_device(name)).kind == "cuda"]
-    others = {f"a whole {each.name}": each.memory_bytes for each in gpus}
     own = {profile.name: profile.memory_bytes for profile in profiles}
-    own |= {name: size for name, size in others.items() if name == f"a whole {device.name}"}
+    own |= {f"a whole {gpu.name}": gpu.memory_bytes for gpu in gpus if gpu.name == device.name}
+    others = {
+        f"a whole {gpu.name}{proviso}": gpu.memory_bytes
+        for gpu in gpus
+        if gpu.name != device.name and (gpu.fp8_flop_per_s or not fp8)
+    }
     return _smallest_first(own) | _smallest_first(others)
 
 
@@ -173,11 +198,11 @@ def _at_most(part: int, whole: int) -> float:
     return next((short for short in rounded if round(short * whole) == part), part / whole)
 
 
-def _narrower(demand: MemoryDemand) -> Remedy | None:
+def _narrower(demand: MemoryDemand, formats: Sequence[str]) -> Remedy | None:
     """Quantise the experts, or where that is not enough everything that can be."""
     now = demand.precision
-    options = [replace(now, experts=name) for name in NARROWER]
-    options += [replace(now, experts=name, rest=name) for name in NARROWER]
+    options = [replace(now, experts=name) for name in formats]
+    options += [replace(now, experts=name, rest=name) for name in formats]
     for option in options:
         changed = replace(demand, precision=option)
         if plan_memory(changed).fits:

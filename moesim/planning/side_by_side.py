@@ -39,8 +39,17 @@ COLUMNS = (
 )
 
 
-NOTES = ("refused", "above capacity", "warning")
-"""What a note is about: requests not served, a queue that grows, or what is doubtful."""
+REFUSED = ("refused", "")
+"""Compared too where any deployment refuses requests."""
+
+DEVICES = ("devices", "")
+"""How many a deployment takes, told where they differ."""
+
+ABOVE = "above capacity"
+
+NOTES = ("refused", ABOVE, "not settled", "too short", "absent experts", "warning")
+"""What a note is about: requests not served, a queue that grows, a run that says little, experts in
+host memory, or what is doubtful."""
 
 NOTHING = (float("nan"),) * 6
 """The figures of a row that has none."""
@@ -66,19 +75,30 @@ def same_traffic(scenarios: Mapping[str, Scenario]) -> None:
             )
 
 
-def side_by_side(found: Mapping[str, Replications], notes: Sequence[str] = ()) -> pd.DataFrame:
+def side_by_side(
+    found: Mapping[str, Replications],
+    notes: Sequence[str] = (),
+    devices: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
     """Return a row per deployment and figure, `COLUMNS`; ratios are to the first deployment.
 
-    A figure that does not exist is NaN, as are intervals of single runs. Where a scenario names a
+    A figure that does not exist is NaN, as are intervals of single runs. `devices` is how many each
+    takes; where they differ there are rows `devices`, and where requests were refused, rows
+    `refused`. Where a scenario names a
     curve of quality there is a row `quality` with the curve's metric and what is known in words.
     What a reader must not miss are rows `note`, their statistic one of `NOTES`; `notes`
     are said of all.
     """
     base = next(iter(found.values()))
     rows = []
+    taken = devices if devices and len(set(devices.values())) > 1 else {}
+    trees = {name: replications.metrics() for name, replications in found.items()}
+    refused = any(metrics["overall"]["refused"] for metrics in trees.values())
     for name, replications in found.items():
-        metrics = replications.metrics()
-        for metric, statistic in FIGURES:
+        metrics = trees[name]
+        if name in taken:
+            rows.append((name, *DEVICES, float(taken[name]), *NOTHING[1:], ""))
+        for metric, statistic in (*FIGURES, *([REFUSED] if refused else [])):
             rows.append(
                 (
                     name,
@@ -91,7 +111,9 @@ def side_by_side(found: Mapping[str, Replications], notes: Sequence[str] = ()) -
                 )
             )
         rows += _quality(name, metrics["quality"])
-        rows += [(name, "note", kind, *NOTHING, said) for kind, said in _notes(metrics, notes)]
+        said = [*_limits(metrics), *_settling(replications, metrics)]
+        said += [("warning", f"warning: {each}") for each in (*metrics["warnings"], *notes)]
+        rows += [(name, "note", kind, *NOTHING, words) for kind, words in said]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -103,17 +125,31 @@ def _quality(name: str, known: Mapping[str, Any] | None) -> list[tuple[Any, ...]
     return [(name, "quality", known["metric"], value, *NOTHING[1:], known["sentence"])]
 
 
-def _notes(metrics: Mapping[str, Any], notes: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _limits(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what limits a deployment's figures: which of `NOTES`, and a line that says it."""
     overall = metrics["overall"]
     reason = metrics["refusal"]
     if overall["refused"] or reason:
         many = f"{overall['refused']:g} of {overall['requests']:g} requests refused"
         yield "refused", f"{many}: {reason}" if reason else many
-    if metrics["steady"]["kind"] == "above capacity":
-        yield "above capacity", metrics["steady"]["sentence"]
-    for warning in (*metrics["warnings"], *notes):
-        yield "warning", f"warning: {warning}"
+    if metrics["absent_experts"]:
+        yield "absent experts", metrics["absent_experts"]
+
+
+def _settling(replications: Replications, metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the verdict on a run that was not steady, or on most runs if they are above capacity.
+
+    Of a run that served nothing there is none.
+    """
+    verdicts = [run["steady"] for run in replications.runs]
+    above = [verdict for verdict in verdicts if verdict["kind"] == ABOVE]
+    steady = above[0] if 2 * len(above) > len(verdicts) else metrics["steady"]
+    if steady["kind"] == "steady" or not metrics["overall"]["completed"]:
+        return
+    alike = sum(verdict["kind"] == steady["kind"] for verdict in verdicts)
+    share = alike / len(verdicts) if verdicts else 1
+    in_runs = "" if share == 1 else f" (so in {100 * share:.0f} % of the runs)"
+    yield steady["kind"], f"{steady['sentence']}{in_runs}"
 
 
 def _figure(overall: Mapping[str, Any], metric: str, statistic: str) -> float:

@@ -2,11 +2,13 @@
 
 TTFT is `first token - arrival`; TPOT is `(finish - first token) / (output tokens - 1)` per request
 with at least two tokens; ITL is each gap between two tokens of a request; turnaround is
-`finish - arrival`. Rates are over the span from the first
-arrival to the last finish. Goodput counts the requests that met every target of their tenant.
+`finish - arrival`. Rates are over the span from the first arrival to the last finish; what was
+offered is over the arrivals alone, and so more than a throughput that keeps up with it. Goodput
+counts the requests that met every target of their tenant; it does not exist where no tenant has a
+target.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +35,10 @@ class SloTargets:
     turnaround_s: float | None = None
 
 
+NONE = SloTargets()
+"""No targets."""
+
+
 def with_latencies(records: pd.DataFrame) -> pd.DataFrame:
     """Return the completed requests with columns `ttft_s`, `tpot_s` and `turnaround_s`."""
     done = records[records["outcome"] == COMPLETED]
@@ -52,7 +58,7 @@ def summarise(
     """Summarise a run: `overall` and `tenants.<name>`, as `moesim simulate --json` prints it.
 
     With the replicas' logs there are the gaps between tokens (`itl_s`) too. A figure that does not
-    exist (no request completed, one-token outputs only) is None.
+    exist (no request completed, one-token outputs only, no targets to meet) is None.
     """
     gaps = _gaps(all_gaps(logs.values()) if logs else None)  # what takes most memory goes first
     table = Columns.of(records)
@@ -65,7 +71,8 @@ def summarise(
     for name in names:
         rows = table.where("tenant", name)
         gaps = _gaps(_of_tenant(table.take(rows), logs) if logs else None)
-        parts[name] = figures.only(rows).summary() | gaps
+        judged = _has_targets(slos, [name])
+        parts[name] = replace(figures.only(rows), judged=judged).summary() | gaps
     return {"overall": overall, "tenants": parts}
 
 
@@ -105,7 +112,10 @@ class _Figures:
     output_tokens: NDArray[np.int64]
     preemptions: NDArray[np.int64]
     latencies: Mapping[str, NDArray[np.float64]]
+    arrival_s: NDArray[np.float64]
     span_s: float | None
+    judged: bool
+    """Whether there are targets that requests could miss."""
 
     @classmethod
     def of(cls, table: Columns, slos: Mapping[str, SloTargets]) -> "_Figures":
@@ -127,7 +137,9 @@ class _Figures:
             output_tokens=tokens,
             preemptions=table["preemptions"],
             latencies=latencies,
+            arrival_s=arrival,
             span_s=_span_s(arrival, finish),
+            judged=_has_targets(slos, _tenants(table)),
         )
 
     def only(self, rows: NDArray[np.bool]) -> "_Figures":
@@ -136,7 +148,7 @@ class _Figures:
             self,
             **{
                 name: getattr(self, name)[rows]
-                for name in ("done", "refused", "good", "output_tokens", "preemptions")
+                for name in ("done", "refused", "good", "output_tokens", "preemptions", "arrival_s")
             },
             latencies={name: values[rows] for name, values in self.latencies.items()},
         )
@@ -146,16 +158,22 @@ class _Figures:
         done, good = int(self.done.sum()), int(self.good.sum())
         return {
             **{name: _statistics(values[self.done]) for name, values in self.latencies.items()},
+            "offered_rps": _offered(self.arrival_s),
             "throughput_rps": _rate(done, self.span_s),
             "output_tokens_per_s": _rate(int(self.output_tokens[self.done].sum()), self.span_s),
-            "goodput_rps": _rate(good, self.span_s),
-            "slo_attainment": good / len(self.done) if len(self.done) else None,
+            "goodput_rps": _rate(good, self.span_s) if self.judged else None,
+            "slo_attainment": good / len(self.done) if self.judged and len(self.done) else None,
             "requests": len(self.done),
             "completed": done,
             "refused": int(self.refused.sum()),
             "preemptions": int(self.preemptions.sum()),
             "span_s": self.span_s,
         }
+
+
+def _has_targets(slos: Mapping[str, SloTargets] | None, tenants: Sequence[str]) -> bool:
+    """Say whether any of some tenants has a target."""
+    return any((slos or {}).get(name, NONE) != NONE for name in tenants)
 
 
 def _met(
@@ -177,6 +195,11 @@ def _span_s(arrival: NDArray[np.float64], finish: NDArray[np.float64]) -> float 
     if not len(finish) or np.isnan(finish).all():
         return None
     return float(np.nanmax(finish) - arrival.min())
+
+
+def _offered(arrival_s: NDArray[np.float64]) -> float | None:
+    """Return how many requests came per second from the first to the last, None of a moment."""
+    return _rate(len(arrival_s) - 1, float(np.ptp(arrival_s))) if len(arrival_s) else None
 
 
 def _rate(count: float, span_s: float | None) -> float | None:

@@ -26,7 +26,7 @@ from moesim.serving.iterations import Floats
 from moesim.serving.kv_cache import KvCache, PrefixCache
 from moesim.serving.policies import POLICIES
 from moesim.serving.scheduling import Limits
-from moesim.simulation.inputs import Inputs, precision_of
+from moesim.simulation.inputs import Inputs, precision_of, takes
 from moesim.simulation.measured import swap_speed, with_measured_load
 from moesim.simulation.replica import Replica
 from moesim.simulation.residency import Mask, loading_of, misses_of
@@ -137,6 +137,10 @@ class Builder:
         if weights is not None:
             written = written.model_copy(update={"precision": weights})
         return precision_of(written, self.profile(model).spec)
+
+    def takes(self, model: str, weights: str) -> bool:
+        """Whether a model's profile goes with other `weights`."""
+        return takes(self._scenario, model, weights, self.profile(model), self.device)
 
     def common_precision(self, models: Sequence[str]) -> Precision:
         """Return the formats that some models are served in; ScenarioError where they differ.

@@ -1,5 +1,7 @@
 """What a scenario's models ask of a slice: weights, activations and KV blocks, in bytes."""
 
+from collections.abc import Sequence
+
 from moesim.cost.parallel import Shard
 from moesim.facts.memory import MemoryDemand, activation_bytes, reserved_share
 from moesim.facts.precision import FORMATS, Precision
@@ -61,3 +63,14 @@ def longest_blocks(builder: Builder, model: str) -> int:
     """Return the KV blocks of one longest sequence: what is planned for where nothing is known."""
     profile = builder.profile(model)
     return -(-profile.spec.max_position_embeddings // profile.kv.block_size)
+
+
+def most_blocks(builder: Builder, models: Sequence[str], part: Slice) -> int | None:
+    """Return the KV blocks that a model has at most unless told: those of the profiled engine.
+
+    None where no engine was profiled, or where it had another slice.
+    """
+    profiles = [builder.profile(model) for model in models]
+    if not part.whole or any(profile.source != "measured" for profile in profiles):
+        return None
+    return min(profile.kv.num_blocks for profile in profiles)

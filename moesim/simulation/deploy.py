@@ -41,7 +41,24 @@ def stations_of(scenario: Scenario, inputs: Inputs) -> list[Station]:
 
     Raises ScenarioError or CapacityError where a slice does not exist or hold what it should.
     """
-    return [station for each in drafted_of(scenario, inputs) for station in each.stations()]
+    return stations_from(drafted_of(scenario, inputs))
+
+
+def stations_from(drafted: Sequence[Drafted]) -> list[Station]:
+    """Return the stations of drafts; CapacityError where a slice does not hold what it should."""
+    return [station for each in drafted for station in each.stations()]
+
+
+def absent_experts(drafted: Sequence[Drafted]) -> str:
+    """Say how many copies of experts wait in host memory, nothing where none does."""
+    found = [
+        f"{away:,} of {each.demand.expert_copies:,} expert copies of {' + '.join(names)}"
+        for part in drafted
+        for draft in part.drafts
+        for names, each in draft.laid_out()
+        if (away := each.demand.expert_copies - each.demand.resident_copies)
+    ]
+    return f"in host memory: {', '.join(dict.fromkeys(found))}" if found else ""
 
 
 def drafted_of(scenario: Scenario, inputs: Inputs) -> list[Drafted]:

@@ -4,7 +4,7 @@ Neighbours on one device slow each other down in ways that are only known when a
 a draft asks of its slice's memory is known without any costs, and whether or not it fits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -59,6 +59,14 @@ class Draft:
             else self.builder.load(model, own, seen, self.offloading)
             for model, own, seen in zip(self.models, self.owns, self.seen, strict=True)
         )
+
+    def laid_out(self) -> Iterator[tuple[tuple[str, ...], Residency]]:
+        """Yield how experts were laid out, with the models whose they are."""
+        begin = 0
+        for residency in self.residencies:
+            count = len(residency.seen)
+            yield self.models[begin : begin + count], residency
+            begin += count
 
     @property
     def link_share(self) -> float:

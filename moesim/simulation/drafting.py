@@ -7,9 +7,9 @@ from moesim.deployment import Offloading
 from moesim.facts.memory import reserved_share
 from moesim.facts.slices import Slice
 from moesim.simulation.builder import Builder, Store
-from moesim.simulation.demands import block_bytes, longest_blocks
+from moesim.simulation.demands import block_bytes, longest_blocks, most_blocks
 from moesim.simulation.draft import Draft
-from moesim.simulation.residency import Mask, Residency, reside
+from moesim.simulation.residency import Mask, Residency, reside, topped_up
 from moesim.simulation.slice_memory import (
     SliceMemory,
     lone_memory,
@@ -71,10 +71,16 @@ def offloaded(
     ratio: float = 0.0,
     non_expert_sets: int | None = None,
 ) -> Draft:
-    """Draft variants of one shape whose experts may wait in host memory."""
+    """Draft variants of one shape whose experts may wait in host memory.
+
+    Unless told, the KV cache of each holds one longest sequence and an even part of what experts
+    leave free, as the engine's does.
+    """
     residency = resided(
         builder, models, part, offloading, ratio=ratio, non_expert_sets=non_expert_sets
     )
+    if builder.deployment.kv_blocks is None:
+        residency = topped_up(residency, most_blocks(builder, models, part))
     memory = variants_memory(builder, models, part, residency.demand)
     return Draft(
         builder=builder,
@@ -96,7 +102,7 @@ def swapped_whole(
     """Draft models of which one is on the slice at a time, some of its experts in host memory.
 
     Returns the bytes of each that a change of model loads too. A model that waits for its turn
-    keeps its KV blocks.
+    keeps its KV blocks. Where all experts are there they get what is free, as without offloading.
     """
     blocks = tuple(builder.deployment.kv_blocks or longest_blocks(builder, m) for m in models)
     each_bytes = [block_bytes(builder, model, part) for model in models]
@@ -105,12 +111,15 @@ def swapped_whole(
         resided(builder, [model], part, offloading, kv_blocks=-(-kv_bytes // size))
         for model, size in zip(models, each_bytes, strict=True)
     ]
+    memory = replace(_of_the_largest(builder, models, part, found), kv_blocks=blocks)
+    if builder.deployment.kv_blocks is None and all(each.complete for each in found):
+        memory = residents_memory(builder, models, part, swapped=True)
     draft = Draft(
         builder=builder,
         models=tuple(models),
         part=part,
-        memory=_of_the_largest(builder, models, part, found),
-        blocks=blocks,
+        memory=memory,
+        blocks=memory.kv_blocks,
         seen=tuple(seen for each in found for seen in usable(each)),
         stores=tuple(map(store_of, found)),
         residencies=tuple(found),

@@ -1,13 +1,14 @@
 """What a run starts from: the files behind a scenario, each read once and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from moesim.cost.kernels.assembling import assembled_profile
 from moesim.cost.kernels.tables import Kernels, is_kernels, kernels_from
 from moesim.cost.profile import Profile, profile_from, read_profile
 from moesim.cost.roofline import roofline_profile
-from moesim.errors import ProfileError
+from moesim.errors import MoesimError, ProfileError
 from moesim.facts.catalog import load_device, load_model
 from moesim.facts.configs import ARCHITECTURES, DECODERS
 from moesim.facts.hardware import Device
@@ -34,7 +35,7 @@ class Inputs:
 
 def load_inputs(scenario: Scenario, profiles: Mapping[str, Profile] | None = None) -> Inputs:
     """Read the files behind a scenario; raises what `simulate` raises where one does not fit."""
-    device = _device(scenario)
+    device = device_of(scenario)
     found = load_profiles(scenario, profiles or {}, device)
     return Inputs(
         device=device,
@@ -44,10 +45,20 @@ def load_inputs(scenario: Scenario, profiles: Mapping[str, Profile] | None = Non
     )
 
 
-def _device(scenario: Scenario) -> Device | None:
+def device_of(scenario: Scenario) -> Device | None:
     """Return the scenario's device; None for the one that was profiled."""
     name = scenario.hardware.device
-    return None if name == PROFILED else load_device(name, relative_to=scenario.folder)
+    with _said_of("hardware.device"):
+        return None if name == PROFILED else load_device(name, relative_to=scenario.folder)
+
+
+@contextmanager
+def _said_of(field: str) -> Iterator[None]:
+    """Put the scenario's field before what is wrong with the file that it names."""
+    try:
+        yield
+    except MoesimError as wrong:
+        raise type(wrong)(f"{field}: {wrong}") from None
 
 
 def load_profiles(
@@ -65,7 +76,8 @@ def load_profiles(
         # What a roofline cannot do it says itself; only decoders are profiled.
         known = ARCHITECTURES if model.profile == ROOFLINE else DECODERS
         folder = scenario.folder
-        spec = load_model(model.architecture, relative_to=folder, architectures=known)
+        with _said_of(f"models.{name}.architecture"):
+            spec = load_model(model.architecture, relative_to=folder, architectures=known)
         profile = given.get(name) or _profile_of(scenario, name, spec, device).of_variant(name)
         _same_shape(name, spec, profile)
         if profile.source == "measured":
@@ -74,6 +86,24 @@ def load_profiles(
             _same_device(name, device, profile)
         profiles[name] = profile
     return profiles
+
+
+def takes(scenario: Scenario, name: str, precision: str, profile: Profile, device: Device) -> bool:
+    """Whether a model's profile goes with weights in another format, too.
+
+    A measured one is of one format, kernels are of some, and a roofline is of any.
+    """
+    if profile.source == "roofline":
+        return True
+    model = scenario.models[name].model_copy(update={"precision": precision})
+    if profile.source == "measured":
+        return precision_of(model, profile.spec) == profile.formats
+    written = scenario.model_copy(update={"models": {name: model}})
+    try:
+        _profile_of(written, name, profile.spec, device)
+    except ProfileError:
+        return False
+    return True
 
 
 def _same_device(name: str, device: Device, profile: Profile) -> None:
@@ -97,7 +127,8 @@ def _profile_of(scenario: Scenario, name: str, spec: ModelSpec, device: Device |
     """Load a model's profile, or draw its roofline."""
     wanted = scenario.models[name].profile
     if wanted != ROOFLINE:
-        content = read_profile(wanted, relative_to=scenario.folder)
+        with _said_of(f"models.{name}.profile"):
+            content = read_profile(wanted, relative_to=scenario.folder)
         if is_kernels(content):
             return _assembled(scenario, name, spec, device, kernels_from(content, wanted))
         return profile_from(content, wanted)

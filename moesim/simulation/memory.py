@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 from moesim.cost.profile import Profile
 from moesim.errors import ScenarioError
-from moesim.facts.catalog import load_device
 from moesim.requests import Traces
 from moesim.scenario import PROFILED, Scenario
 from moesim.simulation.deploy import drafted_of
-from moesim.simulation.inputs import Inputs, load_profiles
+from moesim.simulation.inputs import Inputs, device_of, load_profiles
 from moesim.simulation.slice_memory import SliceMemory
 
 
@@ -21,12 +20,12 @@ def memory_of(
     said there. Raises ScenarioError (CapacityError) where a slice does not exist or the device's
     memory is not known, ProfileError where a profile is of another model.
     """
-    name = scenario.hardware.device
-    if name == PROFILED:
+    device = device_of(scenario)
+    if device is None:
         raise ScenarioError(
-            f"hardware.device: {name!r}: its memory is not known; name a device or give its file"
+            f"hardware.device: {PROFILED!r}: its memory is not known; "
+            "name a device or give its file"
         )
-    device = load_device(name, relative_to=scenario.folder)
     inputs = Inputs(
         device=device,
         profiles=load_profiles(scenario, profiles or {}, device),

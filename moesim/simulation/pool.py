@@ -96,13 +96,18 @@ def shared_out(room: int, wanted: Sequence[int]) -> list[int]:
 def _together(
     builder: Builder, models: Sequence[str], device: Slice, found: Sequence[Residency]
 ) -> SliceMemory:
-    """Return the memory of a device with what each model has on it."""
+    """Return the memory of a device with what each model has on it.
+
+    Where all experts are there, KV caches get what is free unless told, as without offloading.
+    """
     demand = Residents(
         models=tuple(map(_resident, models, found)),
         slice_bytes=device.memory_bytes,
         reserved_share=reserved_share(builder.device.kind),
         at_once=True,
     )
+    if builder.deployment.kv_blocks is None and all(each.complete for each in found):
+        demand = demand.filled() if plan_residents(demand).fits else demand
     away = sum(each.plan.host_expert_bytes for each in found)
     plan = replace(plan_residents(demand), host_expert_bytes=away)
     ways = ways_of_residents(builder, device, demand, complete=False)

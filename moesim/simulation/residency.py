@@ -14,7 +14,7 @@ from moesim.facts.hardware import Device
 from moesim.facts.memory import MemoryDemand, MemoryPlan, plan_memory
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import Precision
-from moesim.facts.remedies import fill_with_experts
+from moesim.facts.remedies import fill_with_blocks, fill_with_experts
 
 Mask = NDArray[np.bool]
 
@@ -53,7 +53,8 @@ def reside(
 ) -> Residency:
     """Lay out variants of one shape on a slice, whether they fit or not.
 
-    Unless told, the KV cache of each holds one longest sequence, as `moesim memory` takes it.
+    Unless told, the KV cache of each holds one longest sequence, as `moesim memory` takes it;
+    `topped_up` adds what is free besides.
     Raises ScenarioError where the shapes differ.
     """
     spec, count = profiles[0].spec, len(profiles)
@@ -84,6 +85,12 @@ def reside(
         seen=_seen(demand, profiles, shared.ravel()),
         shared=shared,
     )
+
+
+def topped_up(residency: Residency, most: int | None) -> Residency:
+    """Return the same with what is free in KV blocks, an even part a model; beyond none `most`."""
+    demand = fill_with_blocks(residency.demand, most)
+    return replace(residency, demand=demand, plan=plan_memory(demand))
 
 
 def misses_of(

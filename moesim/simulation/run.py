@@ -25,7 +25,13 @@ from moesim.serving.series import time_series
 from moesim.serving.steady import steady_state
 from moesim.simulation.course import Copy
 from moesim.simulation.dealing import Dealing
-from moesim.simulation.deploy import assumed, gateway_of, stations_of
+from moesim.simulation.deploy import (
+    absent_experts,
+    assumed,
+    drafted_of,
+    gateway_of,
+    stations_from,
+)
 from moesim.simulation.inputs import Inputs, load_inputs
 from moesim.simulation.kv_copies import unshared_link
 from moesim.simulation.misses import with_misses
@@ -54,6 +60,8 @@ class Result:
     slos: Mapping[str, SloTargets]
     elapsed_s: float
     quality: Quality | None = None
+    absent_experts: str = ""
+    """How many copies of experts wait in host memory, in words; nothing where none does."""
 
     @property
     def records(self) -> pd.DataFrame:
@@ -79,6 +87,7 @@ class Result:
                 for each in self.usages
             },
             "quality": self.quality,
+            "absent_experts": self.absent_experts or None,
             "basis": self.basis,
             "warnings": list(self.warnings),
         }
@@ -128,7 +137,8 @@ def simulate(
     started = time.perf_counter()
     inputs = inputs or load_inputs(scenario, profiles)
     requests = drawn(scenario, seed, inputs.traces)
-    stations = stations_of(scenario, inputs)
+    drafted = drafted_of(scenario, inputs)
+    stations = stations_from(drafted)
     found = _played(scenario, stations, requests, seed, stepwise=stepwise)
     tables, logs, copies, loads, usages, bases = [], {}, {}, {}, [], []
     for part in found:
@@ -158,6 +168,7 @@ def simulate(
         slos=scenario.slos,
         elapsed_s=time.perf_counter() - started,
         quality=inputs.quality,
+        absent_experts=absent_experts(drafted),
     )
 
 
@@ -276,6 +287,15 @@ def _weakest(bases: list[dict[str, str]]) -> dict[str, str]:
     return merged
 
 
+def _assembled(profiles: Mapping[str, Profile]) -> dict[str, list[str]]:
+    """Return the models whose profiles were added up from kernels, by where these are from."""
+    found: dict[str, list[str]] = {}
+    for name, profile in profiles.items():
+        if profile.source == "kernels":
+            found.setdefault(profile.verdict.warnings[0], []).append(name)
+    return found
+
+
 def _warnings(profiles: Mapping[str, Profile], basis: Mapping[str, str]) -> list[str]:
     outside = [name for name, value in basis.items() if value == "extrapolated"]
     drawn = [name for name, profile in profiles.items() if profile.source == "roofline"]
@@ -284,10 +304,9 @@ def _warnings(profiles: Mapping[str, Profile], basis: Mapping[str, str]) -> list
     if drawn:
         names = ", ".join(drawn)
         found.append(f"nothing of {names} was measured: durations are datasheet rooflines")
-    for name, profile in profiles.items():
-        if profile.source == "kernels":
-            origin, *_ = profile.verdict.warnings
-            found.append(f"{name}: {origin}; the software around them takes time that they lack")
+    for origin, models in _assembled(profiles).items():
+        names = ", ".join(models)
+        found.append(f"{names}: {origin}; the software around them takes time that they lack")
     if outside:
         found.append(f"beyond what was measured, extrapolated: {', '.join(outside)}")
     for name in unstable:

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from moesim.deployment import Consolidated, Dedicated, ExpertParallel, Mig, TensorParallel
 from moesim.errors import ScenarioError
-from moesim.facts.hardware import Device
 from moesim.facts.memory import MemoryDemand, plan_memory, reserved_share
-from moesim.facts.remedies import Remedy, larger_slice, other_slices, remedies
+from moesim.facts.remedies import Remedy, larger_slice, narrower, other_slices, remedies
 from moesim.facts.residents import Residents, fewer_blocks, first_that_fits, plan_residents
 from moesim.facts.slices import NODE, Slice, check_divides, group, whole
 from moesim.simulation.builder import Builder
@@ -24,13 +23,13 @@ def ways_of_variants(
     """
     part = whole(builder.device)
     caches = sum(block_bytes(builder, model, part) for model in models) / demand.block_bytes
-    for remedy in remedies(demand, other_slices(builder.device)):
+    for remedy in remedies(demand, _slices(builder, models)):
         setting = _setting(builder, caches, demand, remedy)
         if setting:
             yield setting
-    for name in _formats(builder.device):  # a scenario has one for all weights of a model
+    for change, name in _formats(builder, models).items():  # one for all weights of a model
         if plan_memory(replace(demand, precision=builder.precision(models[0], name))).fits:
-            yield _narrowed(models, name)
+            yield change
             break
     if isinstance(builder.deployment, Dedicated):
         yield from _over_more_devices(builder, models[0], demand.kv_blocks)
@@ -50,7 +49,7 @@ def ways_of_residents(
     if complete:
         yield from _other_weights(builder, part, demand)
     larger = larger_slice(
-        other_slices(builder.device),
+        _slices(builder, [model.name for model in demand.models]),
         lambda size: plan_residents(replace(demand, slice_bytes=size)).fits,
     )
     if larger:
@@ -63,11 +62,11 @@ def _other_weights(builder: Builder, part: Slice, demand: Residents) -> Iterator
         short = plan_residents(demand).short_by_bytes
         yield f"keep {format_bytes(short)} of the experts in host memory (experts.resident)"
     names = [model.name for model in demand.models]
-    narrower = {
-        _narrowed(names, name): _stored_in(builder, part, demand, name)
-        for name in _formats(builder.device)
+    stored = {
+        change: _stored_in(builder, part, demand, name)
+        for change, name in _formats(builder, names).items()
     }
-    if change := first_that_fits(narrower):
+    if change := first_that_fits(stored):
         yield change
     if part.devices > 1:
         yield from _over_more_devices(builder, names[0], demand.kv_blocks[0])
@@ -104,13 +103,28 @@ def _blocks(count: int, block_size: int) -> str:
     return f"set kv_blocks to {count} ({count * block_size:,} tokens a model)"
 
 
-def _formats(device: Device) -> tuple[str, ...]:
-    """Return the narrower formats that a device computes with."""
-    return ("fp8" if device.fp8_flop_per_s else "int8", "int4")
+def _slices(builder: Builder, models: Sequence[str]) -> Mapping[str, int]:
+    """Return what could be taken in place of a slice; most profiles are of one device alone."""
+    drawn = all(builder.profile(model).source == "roofline" for model in models)
+    precisions = [builder.precision(model) for model in models]
+    return other_slices(
+        builder.device,
+        fp8=any("fp8" in (each.experts, each.rest) for each in precisions),
+        proviso="" if drawn else " with profile: roofline or one of its own",
+    )
 
 
-def _narrowed(models: Sequence[str], name: str) -> str:
-    return f"set precision of {' and '.join(models)} to {name}"
+def _formats(builder: Builder, models: Sequence[str]) -> Mapping[str, str]:
+    """Return the narrower formats of weights, by the change that takes each.
+
+    Those that the models' profiles go with are first; the others are reckoned from the datasheet.
+    """
+    names = narrower(builder.device)
+    known = [name for name in names if all(builder.takes(model, name) for model in models)]
+    written = f"set precision of {' and '.join(models)} to"
+    return {f"{written} {name}": name for name in known} | {
+        f"{written} {name} with profile: roofline": name for name in names if name not in known
+    }
 
 
 def _stored_in(builder: Builder, part: Slice, demand: Residents, name: str) -> Residents:

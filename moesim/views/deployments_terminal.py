@@ -23,6 +23,9 @@ SHOWN = (
 )
 """The figures that fit a terminal; `--json` has all."""
 
+COUNTS = {("devices", ""): "GPUs", ("refused", ""): "refused"}
+"""Counts that are shown where there are any, and what they are called there."""
+
 Scale = tuple[float, str]
 """By what figures are multiplied to be shown, and the unit that they then have."""
 
@@ -100,13 +103,20 @@ def _laid_out(
     cell: Callable[[Any], str],
     scales: Mapping[str, Scale] | None = None,
 ) -> Table:
+    there = set(zip(part["metric"], part["statistic"], strict=True))
+    counts = [figure for figure in COUNTS if scales and figure in there]
     laid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
     laid.add_column("deployment", no_wrap=True)
+    for figure in counts:
+        laid.add_column(COUNTS[figure], justify="right", no_wrap=True)
     for metric, statistic in SHOWN:
         laid.add_column(Text(_heading(metric, statistic, scales)), justify="right", no_wrap=True)
     for name, rows in part.groupby("deployment", sort=False):
         by_figure = rows.set_index(["metric", "statistic"])
-        laid.add_row(Text(str(name)), *(Text(cell(by_figure.loc[figure])) for figure in SHOWN))
+        told = [Text(_count(by_figure.loc[figure])) for figure in counts]
+        laid.add_row(
+            Text(str(name)), *told, *(Text(cell(by_figure.loc[figure])) for figure in SHOWN)
+        )
     return laid
 
 
@@ -119,6 +129,13 @@ def _figure(row: Any, scales: Mapping[str, Scale]) -> str:
     scale, _ = scales[row.name[0]]
     value, interval = estimate(row["median"], _ends(row, "low", "high"), scale)
     return f"{value}\n{interval}"
+
+
+def _count(row: Any) -> str:
+    """Write a whole number, and its interval on a line of its own."""
+    ends = _ends(row, "low", "high")
+    interval = None if ends is None else [int(end) for end in ends]
+    return "\n".join(part for part in estimate(int(row["median"]), interval) if part)
 
 
 def _ratio(row: Any) -> str:

@@ -19,7 +19,7 @@ def made_of(demand: Demand, plan: MemoryPlan) -> Mapping[str, str]:
     own = _variants(demand) if isinstance(demand, MemoryDemand) else _residents(demand)
     return {
         "runtime": f"{100 * demand.reserved_share:g} % of the slice set aside",
-        "free": f"room for {_room(demand, plan):,} more tokens of KV cache",
+        "free": _room(demand, plan),
         **own,
     }
 
@@ -65,9 +65,13 @@ def _listed(names: Sequence[str], sizes: Sequence[str]) -> str:
     return ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
 
 
-def _room(demand: Demand, plan: MemoryPlan) -> int:
-    """Return the tokens of KV cache that free memory would hold, of each model."""
+def _room(demand: Demand, plan: MemoryPlan) -> str:
+    """Say how many KV blocks more free memory would hold, the same of each model."""
     if isinstance(demand, MemoryDemand):
-        return plan.free_bytes // demand.block_bytes * demand.block_size
-    each = plan.free_bytes // sum(model.block_bytes for model in demand.models)
-    return each * min(model.block_size for model in demand.models)
+        models, block_size = demand.variants, demand.block_size
+        blocks = plan.free_bytes // (models * demand.block_bytes)
+    else:
+        models, block_size = len(demand.models), min(each.block_size for each in demand.models)
+        blocks = plan.free_bytes // sum(model.block_bytes for model in demand.models)
+    whose = " a model" if models > 1 else ""
+    return f"room for {blocks:,} more KV blocks{whose} ({blocks * block_size:,} tokens)"

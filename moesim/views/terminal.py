@@ -38,6 +38,7 @@ GAP = 2
 """Columns of nothing between two columns of a table."""
 
 RATES = {
+    "offered/s": ("offered_rps", 1),
     "requests/s": ("throughput_rps", 1),
     "tokens/s": ("output_tokens_per_s", 1),
     "goodput/s": ("goodput_rps", 1),
@@ -137,7 +138,8 @@ def _statistics(width: int, *, intervals: bool) -> tuple[str, ...]:
 
 def _rates_shown(width: int, *, intervals: bool) -> list[str]:
     """Return as many rates as fit; requests/s is the one that is known best beforehand."""
-    return list(RATES)[1:] if intervals and width < WIDE_COLUMNS else list(RATES)
+    narrow = intervals and width < WIDE_COLUMNS
+    return [column for column in RATES if column != "requests/s" or not narrow]
 
 
 def _latencies(groups: list[Group], statistics: Sequence[str], width: int) -> Table:
@@ -163,10 +165,15 @@ def _label(metric: str) -> str:
 def _rates(groups: list[Group], columns: list[str], width: int) -> Table:
     shown = [RATES[column] for column in columns]
     rows = [
-        [estimate(group.value(name), group.interval(name), by) for name, by in shown]
+        [estimate(group.value(name), _ends_shown(group, name), by) for name, by in shown]
         for group in groups
     ]
     return _table(columns, [Text(printable(group.name)) for group in groups], rows, width)
+
+
+def _ends_shown(group: Group, name: str) -> Interval | None:
+    """Return a rate's interval; what was offered is there to compare with, and has none."""
+    return None if name == "offered_rps" else group.interval(name)
 
 
 def _table(columns: Sequence[str], labels: list[Text], rows: list[list[Cell]], width: int) -> Table:
@@ -207,6 +214,8 @@ def _lines(groups: list[Group], metrics: Mapping[str, Any]) -> list[str]:
     lines.append(f"utilisation: {_utilisation(metrics)}")
     if reconfigured := _reconfigured(metrics):
         lines.append(f"reconfigurations: {reconfigured}")
+    if metrics.get("absent_experts"):
+        lines.append(printable(metrics["absent_experts"]))
     if metrics.get("quality"):
         lines.append(printable(metrics["quality"]["sentence"]))
     lines.append(f"basis: {_basis(metrics['basis'])}")

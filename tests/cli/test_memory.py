@@ -40,6 +40,17 @@ def test_what_does_not_fit_names_the_ways_out() -> None:
     assert "take 7g.80gb (79 GiB)" in done.stdout
 
 
+def test_a_format_that_the_device_does_not_compute_with_is_refused() -> None:
+    """In the words in which `moesim simulate` refuses it; what is offered instead it has."""
+    done = _memory("mixtral-8x7b", "--device", "a100-sxm-80gb", "--precision", "fp8")
+    assert done.exit_code == 2
+    assert "no fp8_flop_per_s, which weights in fp8 need; take precision bf16, int8" in done.output
+    short = _memory("mixtral-8x7b", "--device", "a100-sxm-80gb", "--json")
+    assert "store the experts in int8" in json.loads(short.stdout)["remedies"]
+    fits = _memory("mixtral-8x7b", "--device", "h100-sxm-80gb", "--precision", "fp8")
+    assert "\nfits\n" in fits.stdout
+
+
 def test_the_same_as_json() -> None:
     """Scripts rely on these names; they are added to, never renamed."""
     done = _memory(

@@ -33,6 +33,13 @@ def test_one_replication_is_a_single_run() -> None:
     assert "p95" in done.stdout
 
 
+def test_experts_in_host_memory_are_a_line() -> None:
+    """Where some are."""
+    done = CliRunner().invoke(app, ["simulate", "offloaded", "--replications", "1"])
+    assert "\nin host memory: 50 of 256 expert copies of mixtral\n" in done.stdout
+    assert "in host memory" not in _simulate("--replications", 1).stdout
+
+
 def test_files_are_written_and_named(tmp_path: Path) -> None:
     """Metrics with intervals, a timeline of events, a series of rows."""
     done = _simulate(
@@ -99,7 +106,8 @@ def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
 def test_counts_that_make_no_sense_are_one_line(count: int) -> None:
     done = _simulate("--replications", count)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: replications: {count}: give 1 for")
+    named = "replications: 2: give 1 for" if count == 2 else "Invalid value for '--replications'"
+    assert done.stderr.startswith(f"error: {named}")
     assert done.stderr.count("\n") == 1
 
 

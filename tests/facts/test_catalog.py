@@ -1,5 +1,9 @@
 """The shipped data: all of it loads, and names that do not exist list those that do."""
 
+import os
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -105,3 +109,28 @@ def test_a_wrong_device_file_names_its_field(tmp_path: Path, text: str, words: s
         load_device(str(path))
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "what"), [(".", "a folder"), ("/dev/null", "a device or a pipe")])
+def test_what_is_there_and_no_file_is_said(name: str, what: str) -> None:
+    """Better than a list of what is shipped."""
+    with pytest.raises(ScenarioError, match=f"{name}: is {what}; give a file"):
+        locate("scenarios", name)
+
+
+def test_a_tree_that_is_not_installed_has_its_data(tmp_path: Path) -> None:
+    """As on a host without a registry: no installation says where `moesim.data` lies."""
+    tree, packages = Path(__file__).parents[2], sysconfig.get_path("purelib")
+    script = (
+        "import moesim.facts.catalog as c, moesim.reproduction.publication as p;"
+        "print(c.load_device('h200-sxm-141gb').name, p.load_publication('qos-moe').system)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", script],  # -S: nor does an editable one
+        env={"PYTHONPATH": f"{tree}{os.pathsep}{packages}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr) == ("h200-sxm-141gb qos-moe\n", "")

@@ -14,7 +14,15 @@ from moesim.facts.memory import MemoryDemand, activation_bytes, plan_memory, res
 from moesim.facts.mig import find_profile
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, KV_FORMATS, Precision
-from moesim.facts.remedies import fill_with_experts, larger_slice, other_slices, remedies, shortfall
+from moesim.facts.remedies import (
+    fill_with_blocks,
+    fill_with_experts,
+    larger_slice,
+    narrower,
+    other_slices,
+    remedies,
+    shortfall,
+)
 
 GIB = 2**30
 A100 = load_device("a100-sxm-80gb")
@@ -282,6 +290,39 @@ def test_other_slices_are_the_devices_own_and_whole_gpus() -> None:
     assert found["a whole h200-sxm-141gb"] == load_device("h200-sxm-141gb").memory_bytes
     assert not any("cpu" in name for name in found)
     assert all(name.startswith("a whole ") for name in other_slices(load_device("cpu-2core")))
+
+
+def test_weights_in_fp8_are_not_sent_where_nothing_computes_with_them() -> None:
+    """Nor is anything else but the device's own slices without the proviso."""
+    h100 = load_device("h100-sxm-80gb")
+    assert "a whole a100-sxm-80gb" in other_slices(h100)
+    found = other_slices(h100, fp8=True, proviso=" and pay")
+    assert "a whole h200-sxm-141gb and pay" in found
+    assert "a whole h100-sxm-80gb" in found
+    assert not any("a100" in name for name in found)
+
+
+def test_narrower_formats_are_the_devices() -> None:
+    """An A100 has no arithmetic in fp8; int8 takes as much."""
+    assert narrower(A100) == ("int8", "int4")
+    assert narrower(load_device("h100-sxm-80gb")) == ("fp8", "int4")
+    short = demand_of(kv_blocks=64)
+    changes = [each.change for each in remedies(short, {}, narrower(A100))]
+    assert "store the experts in int8" in changes
+
+
+@given(demands(), st.one_of(st.none(), st.integers(0, 10**6)))
+def test_what_is_free_fills_with_blocks(demand: MemoryDemand, most: int | None) -> None:
+    """No variant loses any, all have the same more, and what fitted fits."""
+    filled = fill_with_blocks(demand, most)
+    assert filled.kv_blocks >= demand.kv_blocks
+    assert plan_memory(filled).fits == plan_memory(demand).fits
+    if filled != demand:
+        assert filled.kv_blocks % filled.variants == 0
+        assert most is None or filled.kv_blocks <= most * filled.variants
+    if most is None and plan_memory(demand).fits:
+        left = plan_memory(filled).free_bytes
+        assert left < filled.variants * filled.block_bytes + demand.block_bytes
 
 
 def test_what_is_there_comes_before_another_gpu() -> None:

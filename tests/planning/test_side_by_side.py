@@ -123,6 +123,39 @@ def test_deployments_of_one_workload_compare() -> None:
         same_traffic({"a": scenario("a"), "b": longer})
 
 
+def _verdicts(kinds: list[str]) -> Replications:
+    """Return a run and some redrawn ones, each with a verdict of its own."""
+    whole = replicate(scenario("one"), replications=len(kinds))
+    verdicts = [
+        {**run, "steady": {"kind": kind, "sentence": f"{kind}: run {index}"}}
+        for index, (run, kind) in enumerate(zip(whole.runs, kinds[1:], strict=True))
+    ]
+    first = replace(whole.first, table=whole.first.table.take(np.arange(40)))
+    assert first.metrics()["steady"]["kind"] == kinds[0] == "too short"
+    return replace(whole, first=first, runs=tuple(verdicts))
+
+
+@pytest.mark.parametrize(
+    ("redrawn", "told"),
+    [
+        (["too short"] * 4, "too short to tell: 40 requests completed, it takes 50"),
+        (
+            ["too short", "too short", "steady", "steady"],
+            "too short to tell: 40 requests completed, it takes 50 (so in 50 % of the runs)",
+        ),
+        (
+            ["too short", "above capacity", "above capacity", "above capacity"],
+            "above capacity: run 1 (so in 75 % of the runs)",
+        ),
+    ],
+)
+def test_a_run_that_is_not_steady_is_said_to_be(redrawn: list[str], told: str) -> None:
+    """As `simulate` says it; what most runs are above, the first one is too."""
+    table = side_by_side({"a": _verdicts(["too short", *redrawn])})
+    notes = table[(table["metric"] == "note") & (table["statistic"] != "warning")]
+    assert notes["note"].tolist() == [told]
+
+
 def test_what_limits_the_figures_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """Refused requests with the reason, a queue that grows, warnings: once over all loads."""
     crowded = scenario("crowded", rate_per_s=200)

@@ -92,13 +92,13 @@ def test_goodput_counts_who_met_every_target_of_its_tenant(records: pd.DataFrame
     # Of four requests one was refused: it met no target either.
     assert summary["overall"]["slo_attainment"] == pytest.approx(2 / 4)
     assert summary["tenants"]["chat"]["slo_attainment"] == 0.5
-    assert summary["tenants"]["code"]["slo_attainment"] == 0.5
+    for figure in ("slo_attainment", "goodput_rps"):
+        assert summary["tenants"]["code"][figure] is None
 
 
 @pytest.mark.parametrize(
     ("targets", "good"),
     [
-        (SloTargets(), 3),
         (SloTargets(tpot_s=1.5), 2),
         (SloTargets(turnaround_s=2), 1),
         (SloTargets(ttft_s=2, turnaround_s=2.5), 1),
@@ -111,15 +111,24 @@ def test_targets_are_met_together(records: pd.DataFrame, targets: SloTargets, go
     assert overall["goodput_rps"] == pytest.approx(good / 11)
 
 
-def test_without_targets_all_is_good(records: pd.DataFrame) -> None:
-    """Goodput is then throughput."""
-    overall = summarise(records)["overall"]
-    assert overall["goodput_rps"] == overall["throughput_rps"]
+def test_without_targets_nothing_is_good_or_bad(records: pd.DataFrame) -> None:
+    """A share of 1 would read as if targets were met."""
+    for slos in (None, {"chat": SloTargets()}, {"nobody": SloTargets(ttft_s=1)}):
+        overall = summarise(records, slos)["overall"]
+        assert overall["goodput_rps"] is None
+        assert overall["slo_attainment"] is None
+
+
+def test_what_was_offered_is_over_the_arrivals(records: pd.DataFrame) -> None:
+    """Three more after the first within 12 s, served or not; one alone is no rate."""
+    assert summarise(records)["overall"]["offered_rps"] == 3 / 12
+    assert summarise(records)["tenants"]["chat"]["offered_rps"] == 1
+    assert summarise(records.iloc[:1])["overall"]["offered_rps"] is None
 
 
 def test_tenants_share_the_span(records: pd.DataFrame) -> None:
     """Their rates add up to the whole."""
-    summary = summarise(records)
+    summary = summarise(records, dict.fromkeys(("chat", "code"), SloTargets(ttft_s=1)))
     assert set(summary["tenants"]) == {"chat", "code"}
     for rate in ("throughput_rps", "output_tokens_per_s", "goodput_rps"):
         parts = [tenant[rate] for tenant in summary["tenants"].values()]
@@ -131,7 +140,7 @@ def test_where_nobody_is_served_no_figure_exists(outcome: str) -> None:
     """None, not zero and not NaN; the counts are still there."""
     record = Record(request_id=0, tenant="t", model="m", replica="m/0", arrival_s=0)
     record.outcome = outcome
-    overall = summarise(records_frame([record]))["overall"]
+    overall = summarise(records_frame([record]), {"t": SloTargets(ttft_s=1)})["overall"]
     for name in LATENCIES:
         assert overall[name] == dict.fromkeys(STATISTICS)
     assert overall["slo_attainment"] == 0

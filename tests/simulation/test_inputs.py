@@ -120,3 +120,16 @@ def test_a_cache_that_was_not_measured_is_refused(quickstart: dict[str, Any]) ->
     message = rf"models\.{name}\.kv_precision: fp8, the profile was measured in fp32"
     with pytest.raises(ProfileError, match=message):
         load_inputs(scenario_from(demo), {})
+
+
+@pytest.mark.parametrize("part", ["device", "architecture", "profile"])
+def test_a_file_that_is_not_there_is_named_with_its_field(
+    quickstart: dict[str, Any], part: str
+) -> None:
+    """A name alone does not say which of the scenario's many is wrong."""
+    (name,) = quickstart["models"]
+    held = quickstart["hardware"] if part == "device" else quickstart["models"][name]
+    held[part] = "b200"
+    field = "hardware.device" if part == "device" else f"models.{name}.{part}"
+    with pytest.raises(ScenarioError, match=rf"^{field}: b200: neither a file nor"):
+        load_inputs(scenario_from(quickstart), {})

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.cost.profile import load_profile
 from moesim.errors import CapacityError, ScenarioError
 from moesim.facts.catalog import load_device
 from moesim.facts.mig import find_profile
@@ -340,6 +341,95 @@ def test_a_device_of_unknown_memory_is_refused() -> None:
     hardware = written.hardware.model_copy(update={"device": "profiled"})
     with pytest.raises(ScenarioError, match="its memory is not known; name a device"):
         memory_of(written.model_copy(update={"hardware": hardware}))
+
+
+INT8 = {"precision": "int8"}
+
+
+def test_free_memory_goes_to_the_kv_caches_of_variants() -> None:
+    """With all experts there: evenly, as where models are whole; nothing but rounding is left."""
+    memory = only(scenario({"kind": "consolidated", "ratio": 1}, **INT8))
+    free = room(A100.memory_bytes) - SET_8 - 256 * EXPERT_8
+    assert memory.kv_blocks == (free // BLOCK // 2,) * 2
+    assert memory.plan.free_bytes < 2 * BLOCK
+
+
+@pytest.mark.parametrize("experts", [FIT, {**FIT, "resident": 0.25}], ids=["fit", "told"])
+def test_a_longest_sequence_goes_before_experts(experts: dict[str, Any]) -> None:
+    """32,768 tokens a variant; as many experts as fit or are asked for, then blocks once more."""
+    memory = only(scenario({"kind": "consolidated", "ratio": 0.5, "experts": experts}))
+    here = (room(A100.memory_bytes) - SET - 2 * 2048 * BLOCK) // EXPERT
+    if experts["resident"] != "fit":
+        here = 96
+    assert memory.plan.shared_expert_bytes + memory.plan.private_expert_bytes == here * EXPERT
+    free = room(A100.memory_bytes) - SET - here * EXPERT
+    assert memory.kv_blocks == (free // BLOCK // 2,) * 2
+
+
+@pytest.mark.parametrize(
+    "deployment",
+    [
+        {"kind": "time_shared"},
+        {"kind": "mig", "layout": ["7g.141gb"], "instances": {"base": [0], "tuned": [0]}},
+        {"kind": "mps", "sm_percent": {"base": 50, "tuned": 50}},
+        {"kind": "dedicated"},
+    ],
+    ids=lambda each: each["kind"],
+)
+def test_experts_that_may_be_absent_but_are_not(deployment: dict[str, Any]) -> None:
+    """KV caches are as large as where none may be."""
+    whole = memory_of(scenario(deployment, device=H200.name, **INT8))
+    maybe = memory_of(scenario({**deployment, "experts": FIT}, device=H200.name, **INT8))
+    assert [each.kv_blocks for each in maybe] == [each.kv_blocks for each in whole]
+
+
+def test_variants_have_no_more_blocks_than_the_profiled_engine() -> None:
+    """Whose cache may have been bounded by more than memory."""
+    written = scenario(
+        {"kind": "consolidated", "ratio": 0.5, "non_expert_sets": "all"},
+        device="cpu-2core", architecture="demo-moe", profile="demo-cpu",
+    )  # fmt: skip
+    allocated = load_profile("demo-cpu").kv.num_blocks
+    memory = only(written)
+    assert memory.kv_blocks == (allocated, allocated)
+    assert memory.plan.free_bytes > 0
+
+
+def formats_offered(*, device: str, profile: str) -> tuple[str, str]:
+    """Return the formats and the larger device that are a lone Mixtral's ways out."""
+    memory = memory_of(scenario({"kind": "dedicated"}, device=device, profile=profile))[0]
+    (narrower,) = (way for way in memory.remedies if way.startswith("set precision"))
+    (larger,) = (way for way in memory.remedies if way.startswith("take a whole"))
+    return narrower, larger
+
+
+def test_ways_out_go_with_the_profile() -> None:
+    """There are kernels in fp8 for the H100 and none in int8 for the A100; another GPU has its own.
+
+    A roofline is drawn for anything.
+    """
+    own = " with profile: roofline or one of its own"
+    narrower, larger = formats_offered(device="h100-sxm-80gb", profile="h100-sxm-80gb")
+    assert narrower.endswith(" to fp8")
+    assert own in larger
+    narrower, larger = formats_offered(device=A100.name, profile=A100.name)
+    assert narrower.endswith(" to int8 with profile: roofline")
+    narrower, larger = formats_offered(device=A100.name, profile="roofline")
+    assert narrower.endswith(" to int8")
+    assert own not in larger
+
+
+def test_absent_experts_are_counted() -> None:
+    """Of all variants together, slices alike once; nothing is said where all are there."""
+    written = scenario({"kind": "consolidated", "ratio": 0.5, "kv_blocks": 64, "replicas": 2})
+    here = (room(A100.memory_bytes) - SET - 128 * BLOCK) // EXPERT
+    said = f"in host memory: {384 - here} of 384 expert copies of base + tuned"
+    assert simulate(written).metrics()["absent_experts"] == said
+    apart = {"kind": "mig", "layout": ["3g.40gb", "3g.40gb"], "kv_blocks": 64, "experts": FIT}
+    sentence = simulate(scenario(apart)).metrics()["absent_experts"]
+    assert sentence.count(" of 256 expert copies of ") == 2
+    whole = scenario({"kind": "consolidated", "ratio": 1, "kv_blocks": 64}, **INT8)
+    assert simulate(whole).metrics()["absent_experts"] is None
 
 
 @given(st.integers(-100, 10**6), st.lists(st.integers(0, 10**6), min_size=1, max_size=5))

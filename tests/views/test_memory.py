@@ -86,7 +86,7 @@ def test_the_table_says_what_each_part_is_made_of(
         "64 tokens in blocks of 16",
         "8 tokens, 2 sequences",
         "10 % of the slice set aside",
-        "more tokens of KV cache",
+        "more KV blocks",
         "fits",
     ):
         assert words in text
@@ -116,7 +116,8 @@ def test_whole_models_are_listed_by_name_or_by_number(capsys: pytest.CaptureFixt
     assert "1 x 4 GiB, one model at a time" in swapped
     assert "in host memory: 1 GiB of weights" in swapped
     # 10 - 1 - 1 - 4 - 0.125 GiB less 1 MiB hold 1983 blocks of each, of 16 tokens.
-    assert f"room for {1983 * 16:,} more tokens" in " ".join(swapped.split())
+    said = f"room for 1,983 more KV blocks a model ({1983 * 16:,} tokens)"
+    assert said in " ".join(swapped.split())
 
 
 def test_the_chart_stacks_the_parts(demand: MemoryDemand) -> None:

@@ -51,8 +51,8 @@ def compared(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("width", "heads"),
     [
-        (80, ["p50 p90 p99", "tokens/s goodput/s in SLO [%]"]),
-        (100, ["mean p50 p90 p99", "requests/s tokens/s goodput/s in SLO [%]"]),
+        (80, ["p50 p90 p99", "offered/s tokens/s goodput/s in SLO [%]"]),
+        (100, ["mean p50 p90 p99", "offered/s requests/s tokens/s goodput/s in SLO [%]"]),
     ],
 )
 def test_tables_fit_the_terminal(

@@ -12,6 +12,7 @@ hundred rows of one no more often than from twenty of another. An engine that is
 is left out, so that it does not speak for itself.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -170,8 +171,27 @@ it is not in these. Made by benchmarks/fit_software.py."""
 
 def added(without: str = "") -> NDArray[np.float64]:
     """Return by which factors software makes iterations longer, each as likely; 1 where unknown."""
-    known = [factor for each in SOFTWARE if each.name != without for factor in each.slower]
+    left_out = plain_software(without)
+    known = [
+        factor
+        for each in SOFTWARE
+        if plain_software(each.name) != left_out
+        for factor in each.slower
+    ]
     return np.array(known or [1.0])
+
+
+def plain_software(name: str) -> str:
+    """Return software and version as one writes them; a name without a version as it is.
+
+    >>> [plain_software(name) for name in ("TensorRT-LLM v0.14.0", "vllm-0.5.4.post1", "vLLM")]
+    ['tensorrt-llm 0.14', 'vllm 0.5.4.post1', 'vLLM']
+    """
+    found = re.match(r"([a-z_-]+?)[\s=:_-]*v?(\d+(?:\.\d+)*)(.*)", name.lower())
+    if found is None:
+        return name
+    engine, version, rest = found.groups()
+    return f"{engine} {re.sub(r'(?:[.]0)+$', '', version)}{rest}"
 
 
 def iteration_residuals(

@@ -14,6 +14,7 @@ from moesim.evidence.accuracy.course import Course, of_course, simulated
 from moesim.evidence.accuracy.experiments import Figure
 from moesim.evidence.accuracy.paces import Settings, costs_with, with_prompts
 from moesim.evidence.accuracy.predictions import settings_of
+from moesim.evidence.accuracy.workloads import Workload
 
 STEP = 1.1
 """By which factor each thing is changed."""
@@ -81,16 +82,18 @@ def cause_of(
         suspect=suspect,
         elasticities=moves,
         by=_explaining(log(figure.row.value / predicted), moves[suspect]),
-        batch=limit_of(course),
+        batch=limit_of(course, experiment.workload),
     )
 
 
-def limit_of(course: Course) -> str:
+def limit_of(course: Course, workload: Workload) -> str:
     """Say what kept the batch of a course from being larger."""
     usage, limits = course.usage, course.limits
     peak = f"{usage.peak_running:,} at once"
     if usage.peak_running >= len(course.records):
         return f"all {usage.peak_running:,} requests at once"
+    if workload.users is not None and usage.peak_running >= workload.users:
+        return f"all {usage.peak_running:,} users at once"
     if course.full:
         return f"KV cache full with {peak}"
     if usage.peak_running >= limits.max_num_seqs:

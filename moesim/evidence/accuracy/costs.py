@@ -133,6 +133,10 @@ class Costs:
         """
         return self._levels(system, software)
 
+    def reckoned(self, system: System) -> bool:
+        """Say whether a system's experts are reckoned from kernels of another format."""
+        return self._timed(system) != system.precision
+
     def _make_levels(self, system: System, software: str) -> tuple[float, ...]:
         profile, name = self._profiles(system, TOKENS, SEQUENCES), self.profile_of(system.device)
         residuals = profile.verdict.iteration_residuals

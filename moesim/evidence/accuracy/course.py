@@ -147,6 +147,9 @@ def _limits(experiment: Experiment, prompt: float) -> tuple[Limits, int]:
 def _accepted(experiment: Experiment, prompt: float) -> Built:
     """Return the sequences and tokens that an engine accepts."""
     system, engine = experiment.system, experiment.engine
+    if engine.max_num_seqs is not None and engine.context is not None:
+        least, most = engine.context
+        return engine.max_num_seqs, min(max(system.spec.max_position_embeddings, least), most)
     if engine.max_num_seqs is not None and engine.max_batched_tokens is not None:
         return engine.max_num_seqs, engine.max_batched_tokens
     output = experiment.workload.output_tokens

@@ -8,11 +8,15 @@ told otherwise:
 | TensorRT-LLM, trtllm-bench | no evict, prompts in chunks | `builds` | 0.90 of free |
 | TensorRT-LLM, MLPerf entry | no evict, whole prompts | 896, 8192 | 0.90 of free |
 | static batches (gptSessionBenchmark, gpt-fast) | all prompts, then all answers | the batch | all |
-| vLLM from 0.8 on | chunked prefill | 1024, 8192 | 0.90 of all, less the rest |
+| vLLM from 0.8 on, or of no version | chunked prefill | 1024, 8192 | 0.90 of all, less the rest |
+| vLLM before 0.8 | prefill first; 0.2 and 0.3 padded | 256, its context | the same |
 | SGLang | prefill first | 2048, 8192 | 0.88 of all, less weights |
 
 Sources: TensorRT-LLM's docs/source/performance/perf-overview.md and perf-benchmarking.md and its
-bench/build/tuning.py (Apache-2.0); the MLPerf v4.1 logs' settings; vLLM's and SGLang's defaults.
+bench/build/tuning.py (Apache-2.0); the MLPerf v4.1 logs' settings; vLLM's and SGLang's defaults
+(vLLM's v0: 256 sequences and max(max_model_len, 2048) tokens, vllm/config.py, Apache-2.0; v1 by
+default from 0.8.0). vLLM 0.5 to 0.7 put prompts in chunks where a model's context was beyond 32,768
+tokens; people mostly set a shorter one, with which it did not, as here.
 MLPerf's entries cannot have set room aside for answers of 1,024 tokens each: 300 would fit where
 the logs' latencies at their rates say 650. Here they set aside what answers really need, which
 nearly comes to the same as admitting whoever fits, and is forty times as fast to simulate.
@@ -42,6 +46,9 @@ from moesim.evidence.accuracy.served import (
 )
 from moesim.serving.policies import POLICIES, Policy
 
+KNOWN = ("TensorRT-LLM", "vLLM", "SGLang", "gpt-fast")
+"""What is modelled; a version after it says which."""
+
 COPIES = 3
 """Copies of all logits, where nothing is known of how a server samples."""
 
@@ -65,6 +72,20 @@ VLLM_KERNELS_FROM = (0, 4)
 """The first version of vLLM with tuned tiles for experts, and its own all-reduce for good; where a
 row says `tuned tiles`, they were tuned before."""
 
+VLLM_PADDED = ((0, 2), (0, 4))
+"""The first version of vLLM whose prompts were padded, and the first again without (PR #1381 of
+October 2023 is in 0.2.1, PR #3236 of March 2024 in 0.4.0)."""
+
+VLLM_V1_FROM = (0, 8)
+"""The first version of vLLM whose v1 engine was the default (release notes of 0.8.0)."""
+
+VLLM_V0_CONTEXT = (2048, 32768)
+"""Least and most tokens of an iteration of vLLM v0, which takes as many as its model's context;
+longer contexts are hardly left as they are."""
+
+XQA_FROM = (0, 10)
+"""The first version of TensorRT-LLM that is taken to have the kernels of the tables."""
+
 TORCH_FROM = (1, 0)
 """The first version whose backend is PyTorch, unless told otherwise."""
 
@@ -86,6 +107,8 @@ class Engine:
     max_num_seqs: int | None = None
     """Most sequences at once; None where it is as trtllm-bench builds engines (`builds`)."""
     max_batched_tokens: int | None = None
+    context: tuple[int, int] | None = None
+    """Between which it takes as many tokens as its model's context; None where it does not."""
     tabulated: bool = False
     """Whether trtllm-bench took both from its table."""
     copies: int = COPIES
@@ -100,6 +123,8 @@ class Engine:
     """Other kernels that it had before those in the tables."""
     wide_experts: bool = False
     """Whether experts stay in 16 bits where other weights are in FP8."""
+    only_wide_experts: bool = False
+    """Whether it has no kernel for experts in anything but 16 bits."""
     made: Made | None = None
     """How its benchmark's prompts are routed; None where that is not known."""
 
@@ -123,44 +148,68 @@ def engine_of(software: str, scenario: str) -> Engine:
             max_num_seqs=2048,
             max_batched_tokens=8192,
         )
-    raise UnknownRowError(f"software {software or '(none)'} is not modelled")
+    raise UnknownRowError(
+        f"software {software or '(none)'} is not modelled: one of {', '.join(KNOWN)}"
+    )
 
 
 def _vllm(name: str, scenario: str) -> Engine:
     version = _version(name, (0, 0))
-    old = version < VLLM_FASTER_FROM
     early = (0, 0) < version < VLLM_KERNELS_FROM
+    old = (0, 0) < version < VLLM_FASTER_FROM
     tile = None if "tuned tiles" in name else UNTUNED
+    whole = scenario in ("static_batch", "decode_bs1")  # all prompts in one pass, by any rules
+    served = (0, 0) if whole else version
+    first = (0, 0) < served < VLLM_V1_FROM
     return Engine(
         name="vLLM",
-        host=VLLM_2024 if old and scenario == "static_batch" else None,
+        host=VLLM_2024 if old or (version == (0, 0) and whole) else None,
         earlier=Earlier(nccl=True, tile=tile) if early else None,
-        policy=POLICIES["chunked_prefill"],
+        only_wide_experts=early,
+        policy=POLICIES[_vllm_policy(served)],
         block_size=16,
         kv_share=0.90,
         of_free=False,
-        max_num_seqs=1024,
+        max_num_seqs=256 if first else 1024,
         max_batched_tokens=8192,
+        context=VLLM_V0_CONTEXT if first else None,
     )
 
 
+def _vllm_policy(version: tuple[int, int]) -> str:
+    """Return the policy of a version of vLLM; (0, 0) where that is not known.
+
+    >>> [_vllm_policy(version) for version in ((0, 3), (0, 6), (0, 8), (0, 0))]
+    ['padded_prefill', 'prefill_priority', 'chunked_prefill', 'chunked_prefill']
+    """
+    padded_from, padded_until = VLLM_PADDED
+    if version == (0, 0) or version >= VLLM_V1_FROM:
+        return "chunked_prefill"
+    return "padded_prefill" if padded_from <= version < padded_until else "prefill_priority"
+
+
 def _version(name: str, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Return the first two numbers of a version in a name, something else where there is none."""
-    found = re.search(r"(\d+)\.(\d+)", name)
-    return (int(found[1]), int(found[2])) if found else otherwise
+    """Return the first two numbers of the version after a name, something else without one.
+
+    >>> [_version(name, (0, 0)) for name in ("x 1.0.9", "x v0.9.0", "x-0.5.post1", "x (cuda 12.4)")]
+    [(1, 0), (0, 9), (0, 5), (0, 0)]
+    """
+    found = re.match(r"[a-z_-]+[\s=:]*v?(\d+)(?:\.(\d+))?", name)
+    return (int(found[1]), int(found[2] or 0)) if found else otherwise
 
 
 def _tensorrt(name: str, scenario: str) -> Engine:
+    version = _version(name, (0, 0))
     if scenario.startswith("static"):
         static = _static("TensorRT-LLM, static batch", "fp8")
-        if not re.search(r"\d", name):
+        if version == (0, 0):
             return replace(static, host=SESSION_2024)
-        old = re.search(r"\b0\.9\b", name)
-        return _of_0_9(static) if old else static
+        return replace(_of_0_9(static), made=RANDOM_0_9) if version < XQA_FROM else static
     mlperf = scenario.startswith("mlperf")
-    version = _version(name, TORCH_FROM)
-    torch = not mlperf and version >= TORCH_FROM
-    return Engine(
+    version = TORCH_FROM if version == (0, 0) else version
+    cpp = "tensorrt backend" in name
+    torch = not mlperf and ("pytorch" in name or (version >= TORCH_FROM and not cpp))
+    served = Engine(
         name="TensorRT-LLM, MLPerf" if mlperf else "TensorRT-LLM",
         policy=POLICIES["no_evict"] if mlperf else POLICIES["no_evict_chunked"],
         block_size=32 if torch else 64,
@@ -174,14 +223,16 @@ def _tensorrt(name: str, scenario: str) -> Engine:
         copies_of_positions=0 if torch else DECODER_COPIES,
         host=None if torch or mlperf else EXECUTOR_0,
     )
+    return _of_0_9(served) if version < XQA_FROM else served
 
 
-def _of_0_9(static: Engine) -> Engine:
-    """Return TensorRT-LLM 0.9, whose plugin for experts has no FP8 (tensorrt_llm/layers/moe.py).
+def _of_0_9(later: Engine) -> Engine:
+    """Return TensorRT-LLM 0.9 or older, of what is known of a later one.
 
-    Those of its engines in FP8 are in 16 bits.
+    Its plugin for experts has no FP8 (tensorrt_llm/layers/moe.py): those of such engines are in 16
+    bits.
     """
-    return replace(static, gathered=XQA_0_9, earlier=AMPERE_0_9, wide_experts=True, made=RANDOM_0_9)
+    return replace(later, gathered=XQA_0_9, earlier=AMPERE_0_9, wide_experts=True)
 
 
 def _static(name: str, kv_format: str | None) -> Engine:

@@ -94,12 +94,13 @@ def figure_of(row: Row) -> Figure:
         check_divides(spec, part)
     except ScenarioError as wrong:
         raise UnknownRowError(f"{row.model} cannot be divided so: {wrong}") from None
+    precision = precision_of(row.precision, spec, device, engine.kv_format)
     system = System(
         spec=spec,
         device=device.name,
         part=part,
-        precision=_served_in(precision_of(row.precision, spec, device, engine.kv_format), engine),
-        alike=workload.copies or _answers_alike(engine, workload),
+        precision=_served_in(precision, engine, moe=bool(spec.num_local_experts)),
+        alike=workload.copies or _answers_alike(engine, workload, spec),
         rare=engine.made.rare if engine.made else None,
         earlier=engine.earlier,
     )
@@ -116,17 +117,25 @@ def figure_of(row: Row) -> Figure:
     )
 
 
-def _served_in(precision: Precision, engine: Engine) -> Precision:
+def _served_in(precision: Precision, engine: Engine, *, moe: bool) -> Precision:
     """Return the formats that an engine really serves in."""
+    if moe and engine.only_wide_experts and precision.experts not in ("fp16", "bf16"):
+        raise UnknownRowError(f"{engine.name} had no kernel for experts in {precision.experts} yet")
     wide = engine.wide_experts and precision.experts == "fp8"
     return replace(precision, experts="fp16") if wide else precision
 
 
-def _answers_alike(engine: Engine, workload: Workload) -> bool:
+def _answers_alike(engine: Engine, workload: Workload, spec: ModelSpec) -> bool:
     """Say whether a benchmark's made-up prompts are so long that all their answers are alike."""
-    made = engine.made
-    answers = workload.output_tokens > 1
-    return made is not None and answers and workload.prompt_tokens >= made.alike_from
+    made, prompt = engine.made, workload.prompt_tokens
+    if made is None or workload.output_tokens <= 1:
+        return False
+    if spec.num_local_experts and made.differ_until < prompt < made.alike_from:
+        raise UnknownRowError(
+            f"how 0.9 routed answers to {made.differ_until + 1} to {made.alike_from - 1:,} tokens "
+            "is not known"
+        )
+    return prompt >= made.alike_from
 
 
 def _divided(row: Row, device: Device) -> tuple[Slice, int]:

@@ -1,10 +1,10 @@
-"""One factor for each engine version on each GPU: what its iterations take over what is predicted.
+"""One factor for each engine version on each device: what iterations take over what is predicted.
 
 It is the median over rates and times per token, and never fitted on what it is judged by: the rows
 of one pair of prompt and answer lengths are judged with the factor of all other pairs. The time to
 the first token has no say in it: that hangs on who waits for whom as much as on iterations. The
 interval is that of the same other rows' residuals, of first tokens apart where there are twenty:
-so many it takes to hold nine in ten.
+so many it takes to hold nine in ten. A device is one under whatever names a table has for it.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,12 @@ FIRST = "TTFT"
 FEWEST = 5
 """Rows from which a factor is fitted at least."""
 
+FEWEST_FOLDS = 3
+"""Pairs of lengths at least, so that each is judged by more than one other."""
+
+FACTORED = ("software", "device")
+"""What has one factor."""
+
 ENOUGH = 20
 """Rows of a kind from which an interval is theirs alone, so that one lies beyond either end."""
 
@@ -30,14 +36,16 @@ ENOUGH = 20
 def with_factors(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with `factor`, `fitted`, `fitted_low` and `fitted_high`; NaN without.
 
-    Rows have `software`, `gpu`, `isl`, `osl`, `kind` (rate or latency), `figure`, `measured`,
+    Rows have `software`, `device`, `isl`, `osl`, `kind` (rate or latency), `figure`, `measured`,
     `bare` (predicted by the profile alone), and `scales`: whether slower iterations make the
     figure worse by just that factor.
     """
     rows = rows.copy()
     names = ["factor", "fitted", "fitted_low", "fitted_high"]
     rows[names] = np.nan
-    for _, group in rows[rows["scales"]].groupby(["software", "gpu"]):
+    for _, group in rows[rows["scales"]].groupby(list(FACTORED)):
+        if folds_of(group) < FEWEST_FOLDS:
+            continue
         for _, fold in group.groupby(["isl", "osl"], dropna=False):
             others = group.drop(fold.index)
             settled = paced(others)
@@ -50,6 +58,25 @@ def with_factors(rows: pd.DataFrame) -> pd.DataFrame:
                 values = [_slowed(row, exp(x)) for x in (factor, *ends)]
                 rows.loc[place, names] = [exp(factor), values[0], *sorted(values[1:])]
     return rows
+
+
+def folds_of(rows: pd.DataFrame) -> int:
+    """Return how many pairs of prompt and answer lengths rows have."""
+    return rows.groupby(["isl", "osl"], dropna=False).ngroups
+
+
+def factorless(rows: pd.DataFrame) -> list[str]:
+    """Say for which software and device no factor was fitted, and what rows that would take."""
+    said = []
+    for names, group in rows[rows["scales"]].groupby(list(FACTORED), sort=False):
+        if group["factor"].isna().all():
+            software, device = names
+            said.append(
+                f"{software or '(no software)'} on {device} has {len(paced(group)):,} rates or "
+                f"times per token, of {folds_of(group)} pairs of prompt and answer lengths; it "
+                f"needs {FEWEST_FOLDS} pairs, and beside the rows of each pair {FEWEST} of others"
+            )
+    return said
 
 
 def slowness(rows: pd.DataFrame) -> list[float]:

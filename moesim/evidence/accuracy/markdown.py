@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from moesim.evidence.accuracy.assumed import assumptions
+from moesim.evidence.accuracy.factors import factorless
 from moesim.evidence.accuracy.outcome import Accuracy
 from moesim.evidence.accuracy.summary import BY_MODEL, factors_of, summaries
 from moesim.evidence.accuracy.wording import (
-    ASSUMED,
     FACTORS,
     HOW,
     ROWS,
@@ -37,7 +38,7 @@ def _lines(found: Accuracy, bad: Sequence[Worst], command: str) -> Iterator[str]
     yield f"{HOW}\n"
     yield f"Predictions rest on: {basis_words(found) or 'nothing'}."
     yield "\n## What is assumed, and what is weak\n"
-    yield from (f"- {assumed}" for assumed in (*ASSUMED, *like_words(found.judged)))
+    yield from (f"- {assumed}" for assumed in (*assumptions(found.rows), *like_words(found.judged)))
     if found.rows.empty:
         yield from _left_out(found)
         return
@@ -47,10 +48,13 @@ def _lines(found: Accuracy, bad: Sequence[Worst], command: str) -> Iterator[str]
     yield "\n## By source, engine, GPU and figure\n"
     rows = summaries(found.judged, BY_MODEL).to_dict("records")
     yield from _table(SUMMARY, map(summary_row, rows))
-    factors = factors_of(found.judged)
+    factors = factors_of(found.rows)
     if len(factors):
         yield "\n## One factor for each engine version and GPU, cross-validated\n"
         yield from _table(FACTORS, map(factor_row, factors.to_dict("records")))
+    if missing := factorless(found.rows):
+        yield "\n## No factor\n"
+        yield from (f"- {said}" for said in missing)
     yield "\n## The worst rows\n"
     yield from _table(WORST, map(worst_row, bad))
     yield from _left_out(found)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moesim.evidence.accuracy.names import UnknownRowError
+from moesim.evidence.accuracy.names import UnknownRowError, nearest
 
 RATES = MappingProxyType(
     {
@@ -75,7 +75,9 @@ def metric_of(name: str) -> Metric:
             break
     of = LATENCIES.get("_".join(words))
     if of is None or unit not in UNITS:
-        raise UnknownRowError(f"metric {name or '(none)'} is not known")
+        known = (*RATES, *(f"mean_{latency}_{each}" for latency in LATENCIES for each in UNITS))
+        alike = nearest(name, known, cutoff=0.4)  # `e2e` is like `mean_e2e_s`
+        raise UnknownRowError(f"metric {name or '(none)'} is not known{alike}")
     return Metric(kind="latency", of=of, statistic=statistic, per_second=UNITS[unit])
 
 

@@ -5,8 +5,9 @@ checkpoints' public config.json files.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,16 @@ from moesim.facts.precision import Precision
 
 class UnknownRowError(Exception):
     """A row that cannot be simulated; the text is the reason under which it is counted."""
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the known names that are most like one, as the end of a reason; "" if none is.
+
+    >>> nearest("h100-sx", ["h100-sxm-80gb", "l40s-48gb"])
+    ': nearest is h100-sxm-80gb'
+    """
+    alike = get_close_matches(name, list(known), cutoff=cutoff)
+    return f": nearest {'is' if len(alike) == 1 else 'are'} {', '.join(alike)}" if alike else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +97,9 @@ MODELS: tuple[tuple[str, Like], ...] = (
 )
 """Patterns of names, and what each is."""
 
+KNOWN_MODELS = tuple(re.sub(r"\(.*?\)\?|\\", "", pattern) for pattern, _ in MODELS)
+"""A plain name for each of them."""
+
 DRESSING = re.compile(
     r"^(?:.*/)?(?:meta-|nvidia-)?|(?:-(?:v0\.\d|instruct|hf|base|fp8|fp4|bf16))+$"
 )
@@ -107,8 +121,16 @@ DEVICES: tuple[tuple[str, str], ...] = (
 )
 """Patterns of GPUs' names, and the shipped devices."""
 
-PRECISIONS = {name.upper(): name for name in ("fp16", "bf16", "fp8", "int8", "int4")}
-"""The formats of weights that are modelled."""
+PRECISIONS = {name.upper(): name for name in ("fp16", "bf16", "fp8", "int8", "int4")} | {
+    "W8A16": "int8",
+    "W4A16": "int4",
+    "AWQ": "int4",
+}
+"""The formats of weights that are modelled, by their names.
+
+Integers are of weights alone, those of four bits in AWQ's groups (`moesim.facts.precision`): W8A8
+is another format, and GPTQ's may be of other widths.
+"""
 
 
 def plain_model(name: str) -> str:
@@ -123,7 +145,8 @@ def model_of(name: str) -> ModelSpec:
         if re.fullmatch(pattern, plain_model(name)):
             spec = load_model(like.shipped, architectures=DECODERS)
             return ModelSpec.from_config({**spec.to_config(), **like.but}, name)
-    return _given(name, f"model {name} is not known")
+    alike = nearest(plain_model(name), KNOWN_MODELS)
+    return _given(name, f"model {name} is not known{alike}")
 
 
 def _given(name: str, reason: str) -> ModelSpec:
@@ -148,9 +171,10 @@ def device_of(name: str) -> Device:
     for pattern, shipped_name in DEVICES:
         if re.fullmatch(pattern, plain):
             return shipped_device(shipped_name)
-    if plain in shipped("hardware"):
+    known = shipped("hardware")
+    if plain in known:
         return shipped_device(plain)
-    raise UnknownRowError(f"gpu {name} is not known")
+    raise UnknownRowError(f"gpu {name} is not known{nearest(plain, known)}")
 
 
 def precision_of(name: str, spec: ModelSpec, device: Device, kv: str | None) -> Precision:
@@ -161,7 +185,7 @@ def precision_of(name: str, spec: ModelSpec, device: Device, kv: str | None) -> 
     if not name:
         return Precision.of_dtype(spec.dtype)
     if name.upper() not in PRECISIONS:
-        raise UnknownRowError(f"precision {name} is not modelled")
+        raise UnknownRowError(f"precision {name} is not modelled: one of {', '.join(PRECISIONS)}")
     weights = PRECISIONS[name.upper()]
     if weights == "fp8" and device.fp8_flop_per_s is None:
         raise UnknownRowError(f"{device.name} has no fp8")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from moesim.errors import ScenarioError
 from moesim.evidence.accuracy.costs import Costs
-from moesim.evidence.accuracy.experiments import Figure, understood
+from moesim.evidence.accuracy.experiments import Figure, Understood, understood
 from moesim.evidence.accuracy.factors import with_factors
 from moesim.evidence.accuracy.paces import Fit, fitted_paces, fitted_prompts, paces_of
 from moesim.evidence.accuracy.predictions import Paces, Prediction, Told, predicted
@@ -76,6 +76,16 @@ class Accuracy:
         """The rows on which nothing was fitted."""
         return self.rows[self.rows["judged"]]
 
+    @property
+    def reckoned(self) -> Mapping[str, tuple[str, ...]]:
+        """Formats of experts that were reckoned, no kernels of theirs being timed, by device."""
+        systems = {figure.experiment.system for figure in self.figures}
+        known = {(s.device, s.precision.experts) for s in systems if self.costs.reckoned(s)}
+        return {
+            device: tuple(sorted(each for its, each in known if its == device))
+            for device, _ in known
+        }
+
 
 def accuracy(
     path: Path, choice: Choice, *, profile: str | None = None, told: Told | None = None
@@ -87,7 +97,7 @@ def accuracy(
     started = time.perf_counter()
     told = told or _silent
     chosen = choice.of(read_table(path))
-    known = understood(chosen)
+    known = _once(understood(chosen))
     costs, rooflines = Costs(profile), Costs(ROOFLINE)
     told(0.0, "finding paces")
     prompts = fitted_prompts(known.figures, costs)
@@ -116,7 +126,7 @@ def accuracy(
                 found,
                 plain.predictions.get(figure),
                 used[figure],
-                figure not in on and not found_on(figure.row) and not is_load(figure),
+                figure not in on and not is_seen(figure) and not is_load(figure),
             )
             for figure, found in own.predictions.items()
         ],
@@ -136,6 +146,21 @@ def accuracy(
     )
 
 
+def _once(known: Understood) -> Understood:
+    """Return what is understood, each figure that a source gives twice once.
+
+    MLPerf's entries are different machines, whatever their figures.
+    """
+    seen: dict[object, Figure] = {}
+    for figure in known.figures:
+        row, paced = figure.row, figure.experiment.workload.paced
+        given = (family_of(row.source), row.software, figure.metric, row.value, figure.replicas)
+        seen.setdefault((figure if paced else figure.experiment, given), figure)
+    twice = len(known.figures) - len(seen)
+    left_out = known.left_out + Counter({"given twice by one source": twice})
+    return Understood(figures=tuple(seen.values()), left_out=left_out)
+
+
 def family_of(source: str) -> str:
     """Return what the rows of one source have in common.
 
@@ -148,7 +173,7 @@ def family_of(source: str) -> str:
 COLUMNS = (
     "line", "source", "family", "model", "gpu", "device", "profile", "n_gpus", "tp", "ep",
     "precision", "isl", "osl", "load", "scenario", "metric", "kind", "figure", "software",
-    "version", "measured",
+    "note", "version", "measured",
     "bare", "predicted", "low", "high", "roofline", "roofline_low", "roofline_high", "scales",
     "judged",
 )  # fmt: skip
@@ -174,7 +199,7 @@ def _row(
         name: getattr(row, name)
         for name in (
             "line", "source", "model", "gpu", "n_gpus", "tp", "ep", "precision", "isl", "osl",
-            "load", "scenario", "metric", "software",
+            "load", "scenario", "metric", "software", "note",
         )
     }  # fmt: skip
     return {
@@ -203,6 +228,17 @@ def _profile(figure: Figure, costs: Costs, paces: Paces) -> str:
     device = figure.experiment.system.device
     settings = paces.get(figure)
     return costs.profile_of(settings.likeliest.kernels if settings else device)
+
+
+def is_seen(figure: Figure) -> bool:
+    """Say whether something was found, or chosen, with a row in sight.
+
+    Of L40S and of A100 over PCIe the all-reduces of four and eight devices were chosen between two
+    tables by published rows.
+    """
+    system = figure.experiment.system
+    many = system.part.devices >= 4
+    return found_on(figure.row) or (many and system.device in ("l40s-48gb", "a100-pcie-80gb"))
 
 
 def is_load(figure: Figure) -> bool:

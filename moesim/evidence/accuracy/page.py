@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
+from moesim.evidence.accuracy.assumed import assumptions
+from moesim.evidence.accuracy.factors import factorless
 from moesim.evidence.accuracy.outcome import Accuracy
 from moesim.evidence.accuracy.summary import BY_MODEL, factors_of, summaries
 from moesim.evidence.accuracy.wording import (
-    ASSUMED,
     FACTORS,
     HOW,
     ROWS,
@@ -48,8 +49,8 @@ def page(found: Accuracy, bad: Sequence[Worst]) -> str:
 def _parts(found: Accuracy, bad: Sequence[Worst]) -> Iterator[str]:
     yield f"<h1>Published results, predicted</h1><p>{escape(headline(found))}</p>"
     yield f"<p>{escape(HOW)}</p><p>Predictions rest on: {escape(basis_words(found))}.</p>"
-    said = (*ASSUMED, *like_words(found.judged))
-    yield f"<ul>{''.join(f'<li>{escape(assumed)}</li>' for assumed in said)}</ul>"
+    assumed = (*assumptions(found.rows), *like_words(found.judged))
+    yield f"<ul>{''.join(f'<li>{escape(said)}</li>' for said in assumed)}</ul>"
     yield from (f"<p>Fitted: {escape(fit_words(fit))}.</p>" for fit in found.fits)
     if len(found.rows):
         yield "<h2>By source, engine, GPU and figure</h2>"
@@ -57,7 +58,8 @@ def _parts(found: Accuracy, bad: Sequence[Worst]) -> Iterator[str]:
             SUMMARY, map(summary_row, summaries(found.judged, BY_MODEL).to_dict("records"))
         )
         yield "<h2>One factor for each engine version and GPU, cross-validated</h2>"
-        yield _table(FACTORS, map(factor_row, factors_of(found.judged).to_dict("records")))
+        yield _table(FACTORS, map(factor_row, factors_of(found.rows).to_dict("records")))
+        yield from (f"<p>No factor: {escape(said)}.</p>" for said in factorless(found.rows))
         yield "<h2>The worst rows</h2>"
         yield _table(WORST, map(worst_row, bad))
     yield "<h2>Rows that are not simulated</h2>"

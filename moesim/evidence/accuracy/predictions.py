@@ -101,6 +101,8 @@ def _figures(
     settings: Settings | None,
     draws: int,
 ) -> dict[Figure, Prediction]:
+    if settings is None and experiment.workload.paced:
+        raise UnknownRowError("no offline run of this entry or its kin tells its pace")
     draws = 1 if settings is None else draws
     settings = settings or settings_of(figures[0], costs)
     if experiment.workload.timed:

@@ -25,14 +25,17 @@ class Made:
 
     rare: float
     """Share of the tokens that choose an expert which is not among a layer's favourites."""
+    differ_until: int
+    """Length of prompts up to which answers are known to differ [tokens]."""
     alike_from: int
-    """Length of prompts from which on all answers are alike [tokens]."""
+    """Length of prompts from which on all answers are known to be alike [tokens]."""
 
 
-RANDOM_0_9 = Made(rare=0.005, alike_from=2048)
+RANDOM_0_9 = Made(rare=0.005, differ_until=128, alike_from=2048)
 """Found on Mixtral's times on A100: the first token of a prompt of 128 tokens takes as long as
 reading 4.9 of 8 experts of each layer, and the tokens of 32 answers to 2,048 tokens as long as
-reading two. Found there, both hold on H100."""
+reading two. Found there, both hold on H100. From which length on answers are alike is known from
+these two lengths alone."""
 
 
 def routed_unevenly(profile: Profile, rare: float) -> Profile:

@@ -19,15 +19,17 @@ sampling and detokenising, and telling the workers of a group (blog.vllm.ai, 5 S
 takes longer to read keys and values once than its cache does four times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import log2
 from types import MappingProxyType
 
 from moesim.cost.iteration import Cost
-from moesim.cost.kernels.uncertainty import EXECUTOR_S
+from moesim.cost.kernels.uncertainty import EXECUTOR_S, plain_software
 from moesim.cost.parallel import Shard
 from moesim.evidence.accuracy.earlier import CACHE_BYTES_PER_S, Earlier
+from moesim.evidence.accuracy.names import device_of, plain_model
 from moesim.evidence.accuracy.table import Row
 from moesim.facts.models import ModelSpec
 from moesim.facts.precision import FORMATS, Precision
@@ -122,8 +124,20 @@ FOUND_ON: tuple[dict[str, object], ...] = (
 def found_on(row: Row) -> bool:
     """Say whether something here was found on a row, so that it does not judge."""
     return any(
-        all(getattr(row, name) == value for name, value in each.items()) for each in FOUND_ON
+        all(_plain(name, getattr(row, name)) == _plain(name, value) for name, value in each.items())
+        for each in FOUND_ON
     )
+
+
+@cache
+def _plain(name: str, value: object) -> object:
+    """Return a field as it is known, however it is spelled."""
+    known: dict[str, Callable[[str], str]] = {
+        "software": plain_software,
+        "gpu": lambda gpu: device_of(gpu).name,
+        "model": plain_model,
+    }
+    return known[name](str(value)) if name in known else value
 
 
 def as_served(

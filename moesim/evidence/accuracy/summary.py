@@ -5,16 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from moesim.evidence.accuracy.factors import full_factor, spread
+from moesim.evidence.accuracy.factors import FACTORED, folds_of, full_factor, spread
 
 GROUPS = ("family", "version", "gpu", "precision", "figure")
 """What rows are grouped by: where from, engine and version, GPU, format, and what was measured."""
 
 BY_MODEL = ("family", "version", "model", "gpu", "precision", "figure")
 """The same, model by model."""
-
-VERSIONS = ("software", "gpu")
-"""What has one factor."""
 
 ALIKE = ("model", "gpu", "n_gpus", "load", "scenario", "metric")
 """What MLPerf's entries have in common that ran the same."""
@@ -28,7 +25,8 @@ def summaries(rows: pd.DataFrame, by: Sequence[str] = GROUPS) -> pd.DataFrame:
 
     `mape` is the mean of |predicted/measured - 1|, `bias` the mean without the bars, `p50` and
     `p90` are percentiles of the former; `hit` is the share of intervals that hold what was
-    measured. `roofline_*` is by the roofline alone, `fitted_*` with the cross-validated factor.
+    measured. `roofline_*` is by the roofline alone, `fitted_*` with the cross-validated factor,
+    which `fitted_rows` of them have.
     """
     found = [
         {**dict(zip(by, names, strict=True)), **figures_of(group)}
@@ -41,6 +39,7 @@ def figures_of(group: pd.DataFrame) -> dict[str, Any]:
     """Return the figures of one group."""
     return {
         "rows": len(group),
+        "fitted_rows": int(group["fitted_error"].notna().sum()),
         **_errors(group, ""),
         **_errors(group, "roofline_"),
         **_errors(group, "fitted_"),
@@ -48,16 +47,19 @@ def figures_of(group: pd.DataFrame) -> dict[str, Any]:
 
 
 def factors_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the factor of each engine version and GPU over all its rows, and their spread."""
+    """Return the factor of each engine version and device over all its rows, and their spread.
+
+    Those that do not judge have their say in factors, but not in errors.
+    """
     found = []
-    for (software, gpu), group in rows[rows["factor"].notna()].groupby(list(VERSIONS), sort=False):
-        figures = figures_of(group)
-        folds = group.groupby(["isl", "osl"], dropna=False).ngroups
+    for names, group in rows[rows["factor"].notna()].groupby(list(FACTORED), sort=False):
+        figures = figures_of(group[group["judged"]])
+        if not figures["rows"]:
+            continue
         found.append(
             {
-                "software": software,
-                "gpu": gpu,
-                "folds": folds,
+                **dict(zip(FACTORED, names, strict=True)),
+                "folds": folds_of(group),
                 "factor": full_factor(group),
                 "lowest": group["factor"].min(),
                 "highest": group["factor"].max(),

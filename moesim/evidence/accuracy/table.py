@@ -13,8 +13,9 @@
 | metric, value | what was measured |
 | software, note | what served, and what else there is to know |
 
-The column load may be called concurrency_or_rate. Empty fields are not known. A field that should
-be a number and is none is an error.
+The column load may be called concurrency_or_rate. Columns come in any order and case. Empty fields
+are not known. A field that should be a number and is none is an error. docs/results-tables.md has
+all the words that fields may hold.
 """
 
 import csv
@@ -72,7 +73,9 @@ def read_table(path: Path) -> list[Row]:
 
 def _rows(file: Iterator[str], path: Path) -> Iterator[Row]:
     reader = csv.reader(file, strict=True)
-    header = [OTHER_NAMES.get(name.strip(), name.strip()) for name in next(reader, [])]
+    header = [_column(name) for name in next(reader, [])]
+    if len(header) == 1 and (parted := next((mark for mark in ";\t" if mark in header[0]), "")):
+        raise ScenarioError(f"{path}: fields are parted by {parted!r}; part them by commas")
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise ScenarioError(
@@ -89,6 +92,12 @@ def _rows(file: Iterator[str], path: Path) -> Iterator[Row]:
             )
         named = {name: field.strip() for name, field in zip(header, fields, strict=True)}
         yield _row(named, reader.line_num, f"{path}: line {reader.line_num}")
+
+
+def _column(written: str) -> str:
+    """Return a column's name, in whatever case it is written."""
+    name = written.strip().lower()
+    return OTHER_NAMES.get(name, name)
 
 
 def _row(named: Mapping[str, str], line: int, where: str) -> Row:

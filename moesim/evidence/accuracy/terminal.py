@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from moesim.evidence.accuracy.factors import factorless
 from moesim.evidence.accuracy.outcome import Accuracy
 from moesim.evidence.accuracy.summary import GROUPS, factors_of, summaries
 from moesim.evidence.accuracy.wording import basis_words, fit_words, headline, share, signed
@@ -41,13 +42,16 @@ def _groups(console: Console, found: Accuracy) -> None:
         console.print(f"  as is        {_errors(row, '')}")
         console.print(f"  roofline     {_errors(row, 'roofline_')}")
         if row["fitted_mape"] == row["fitted_mape"]:
-            console.print(f"  with factor  {_errors(row, 'fitted_')}")
-    factors = factors_of(found.judged)
+            of = "" if row["fitted_rows"] == row["rows"] else f" (of {row['fitted_rows']:,} rows)"
+            console.print(f"  with factor  {_errors(row, 'fitted_')}{of}")
+    factors = factors_of(found.rows)
     for row in factors.to_dict("records"):
         console.print(
             f"\nfactor {row['factor']:.3f} ({row['lowest']:.3f} to {row['highest']:.3f} over "
-            f"{row['folds']} folds): {row['software']} on {row['gpu']}"
+            f"{row['folds']} folds): {row['software']} on {row['device']}"
         )
+    for said in factorless(found.rows):
+        console.print(f"\nno factor: {said}")
     console.print("\nworst rows", style="bold")
 
 

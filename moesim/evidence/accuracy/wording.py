@@ -1,6 +1,6 @@
 """The words and numbers in which accuracy is shown, on whatever page."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -47,63 +47,6 @@ HOW = (
     "pace, by kernels and by the roofline alone."
 )
 
-ASSUMED = (
-    "TensorRT-LLM's published maximum loads: its documentation's numbers of requests, guaranteed "
-    "no evict with prompts in chunks, engines as large as in trtllm-bench's table (to 0.14; on "
-    "eight GPUs for 8,192 sequences where the table has none, Mixtral 8x7B's with 128 and 4,096 "
-    "tokens for 512, found on A100-SXM and L40S) or as it reckons them (later), 0.90 "
-    "of the memory that weights, activations, the decoder (six values of each sequence for "
-    "each entry of the vocabulary and each position, by two logs) and 0.76 GiB (1.76 GiB in a "
-    "group) of runtime leave, blocks of 64 tokens (32 from 1.0 on), an FP8 KV cache with FP8 "
-    "weights.",
-    "MLPerf: one replica a GPU, 896 sequences, 8,192 tokens, FP8 KV cache; answers by the "
-    "percentiles of the logs. An entry's server run is predicted with the pace of its own offline "
-    "run; its offline run with the median pace of the device's other entries, which says how alike "
-    "machines are, and is not judged where there are none. Prompts of 650, 300 and 190 tokens are "
-    "reckoned from what the three data sets are, and good to 13 %; within that one factor on all "
-    "of them is fitted: the median of those with which the other entries' servers have their mean "
-    "times per token. The interval has longer and shorter ones, and the slack that the others' "
-    "servers have. A device without kernels of its own has those of its nearest kin with as many "
-    "SMs (H100 NVL those of H100 SXM), which say how iterations grow, and its own pace says how "
-    "long they are; a roofline grows otherwise. Rates are those of a long run without its "
-    "beginning and its end; servers' rates are the load, and not judged. Near saturation a few per "
-    "cent of capacity decide whether 400 or 650 requests are in flight, and tails of times to the "
-    "first token are as the arrivals fall. Their medians were 1.5 times per token, as if prompts "
-    "took no time, and are predicted to be 1.6: what takes longer than kernels may go with "
-    "sequences more than with prompts, while here all parts of an iteration are slower alike.",
-    "Static batches: all prompts in one pass, then all answers to their end. Closed loops: ten "
-    "requests a user, InferenceMAX's with lengths from 0.8 of those named to those named. vLLM and "
-    "SGLang at their defaults.",
-    "Routers choose any expert alike, as they nearly do for random tokens; but in Argonne's "
-    "batches of TensorRT-LLM, copies of one prompt, all sequences choose the same.",
-    "Kernels know nothing of the software around them: no host, no gaps between launches, and the "
-    "kernels are of later versions than most of these engines had. What that adds differs from "
-    "engine to engine, from nothing to twice as long: intervals as is are as wide as that. Where "
-    "small batches on several GPUs tell a host's time (vLLM and TensorRT-LLM's Python session of "
-    "2024), it is added to each iteration: found on 24 runs, which are not judged. Others' small "
-    "batches on many GPUs are too fast.",
-    "TensorRT-LLM 0.9 decodes four query heads to one of keys and values (Mistral, Mixtral) by an "
-    "older kernel, which reads these again for each; how fast was found on two runs, which are not "
-    "judged. Its experts are in 16 bits whatever the rest, on Hopper by kernels for Ampere, whose "
-    "rate was found on one run; how made-up prompts were routed was found on two of A100.",
-    "vLLM before 0.4 had tiles of 64 x 64 for experts, bound by the cache on the chip, and NCCL's "
-    "all-reduces: nothing was fitted on its rows.",
-    "How many sequences 0.14's Mixtral on eight GPUs was built for is known from its rows alone; "
-    "that of 2,048 and 2,048 tokens in FP8 looks like fewer than 1,500. Its C++ runtime takes "
-    "0.065 us more for each sequence in each layer than the kernels: found on 36 rows of Llama, "
-    "which are not judged. Llama 70B in FP8 on a single H100 has little memory left, so that its "
-    "rows hang on it.",
-    "Times to the first token of closed loops hang on whether users ask at once or one by one, and "
-    "on whether the engine has a seat for each: the interval is from a request alone to one that "
-    "waits for a seat. Where lengths are all alike, simulated users keep step, which real ones "
-    "lose.",
-    "L40S and A100 over PCIe: all-reduces of four and eight devices were chosen between two tables "
-    "with these rows in sight, so that their rows on so many are not held out.",
-    "Near the edge where one more round of requests is needed, a per cent of KV memory moves a "
-    "throughput by ten: rows with `KV memory` as suspect stand there.",
-)
-"""What predictions assume, and where they are weak."""
-
 NAMED = "mean|p99|tokens"
 """Of which figures is said how far apart like entries are."""
 
@@ -138,17 +81,22 @@ def summary_row(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
         share(row["hit"], 0),
         share(row["roofline_mape"]),
         signed(row["roofline_bias"]),
-        share(row["fitted_mape"]),
+        share(row["fitted_mape"]) + _of_rows(row),
         signed(row["fitted_bias"]),
         share(row["fitted_hit"], 0),
     )
 
 
+def _of_rows(row: Mapping[Hashable, Any]) -> str:
+    """Say of how many rows a factor is known, where not of all."""
+    return f" (of {row['fitted_rows']:,})" if 0 < row["fitted_rows"] < row["rows"] else ""
+
+
 def factor_row(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
     """Return a factor's cells, in the order of `FACTORS`."""
     return (
-        str(row["software"]),
-        str(row["gpu"]),
+        str(row["software"]) or NONE,
+        str(row["device"]),
         f"{row['rows']:,}",
         f"{row['folds']:,}",
         f"{row['factor']:.3f}",
@@ -253,11 +201,18 @@ def like_words(rows: pd.DataFrame) -> list[str]:
 
 def basis_words(found: Accuracy) -> str:
     """Say what the predictions rest on."""
-    parts = (
-        f"{device}: {'its datasheet (roofline)' if name == ROOFLINE else f'kernels ({name})'}"
+    reckoned = found.reckoned
+    return "; ".join(
+        f"{device}: {_basis(name, reckoned.get(device, ()))}"
         for device, name in found.profiles.items()
     )
-    return "; ".join(parts)
+
+
+def _basis(profile: str, reckoned: Sequence[str]) -> str:
+    if profile == ROOFLINE:
+        return "its datasheet (roofline)"
+    experts = f", experts in {' and '.join(reckoned)} reckoned" if reckoned else ""
+    return f"kernels ({profile}){experts}"
 
 
 def share(value: float, digits: int = 1) -> str:

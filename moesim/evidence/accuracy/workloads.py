@@ -13,9 +13,10 @@ of MLPerf's Mixtral data set (`moesim.evidence.accuracy.mixtral`).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil, inf
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -109,20 +110,11 @@ class Workload:
 def workload_of(row: Row) -> Workload:
     """Return what a system was asked; UnknownRowError where the table does not say."""
     kind = re.sub(r"_(closed|open)$", "", row.scenario) if "mlperf" in row.scenario else ""
-    known: dict[str, Callable[[Row], Workload]] = {
-        "static_batch": _static,
-        "decode_bs1": _static,
-        "offline_max_load": _at_once,
-        "offline": _at_once,
-        "online_closed_loop": _users,
-        "online_serving": _online,
-        "mlperf_server": _server,
-        "mlperf_interactive": _server,
-        "mlperf_offline": _offline,
-    }
-    make = known.get(kind or row.scenario)
+    make = SCENARIOS.get(kind or row.scenario)
     if make is None:
-        raise UnknownRowError(f"scenario {row.scenario or '(none)'} is not known")
+        raise UnknownRowError(
+            f"scenario {row.scenario or '(none)'} is not known: one of {', '.join(SCENARIOS)}"
+        )
     return make(row)
 
 
@@ -168,7 +160,7 @@ def _drawn(
 def _static(row: Row) -> Workload:
     prompt, output = _lengths(row)
     return Workload(
-        requests=_count(row, rf"batch (\d+){WHOLE}"),
+        requests=_count(row, rf"batch (\d+){WHOLE}", "batch 8"),
         prompt_tokens=prompt,
         output_tokens=output,
         together=True,
@@ -184,7 +176,7 @@ def _at_once(row: Row) -> Workload:
 
 def _users(row: Row) -> Workload:
     prompt, output = _lengths(row)
-    users = _count(row, rf"(?:concurrency(?:/batch)?|batch) (\d+){WHOLE}")
+    users = _count(row, rf"(?:concurrency(?:/batch)?|batch) (\d+){WHOLE}", "concurrency 8")
     return Workload(
         requests=ROUNDS * users,
         prompt_tokens=prompt,
@@ -203,7 +195,8 @@ def _online(row: Row) -> Workload:
     prompt, output = _lengths(row)
     if re.search(r"conc(?:urrency)? \d", row.load):
         raise UnknownRowError("both a rate and a limit of concurrency are given")
-    requests = _count(row, rf"\bn (\d+){WHOLE}") if re.search(r"\bn \d", row.load) else ONLINE
+    asked = re.search(r"\bn \d", row.load)
+    requests = _count(row, rf"\bn (\d+){WHOLE}", "rate 2.5 n 100") if asked else ONLINE
     if re.search(r"\brate inf\b", row.load):
         return Workload(requests=requests, prompt_tokens=prompt, output_tokens=output)
     return Workload(
@@ -252,16 +245,40 @@ def _lengths(row: Row) -> tuple[float, float]:
     return float(row.isl or 0), float(row.osl or 0)
 
 
-def _count(row: Row, pattern: str) -> int:
+def _count(row: Row, pattern: str, example: str) -> int:
     found = re.search(pattern, row.load)
     if not found or not int(found[1]):
-        raise UnknownRowError(f"load {row.load or '(none)'} does not say how many")
+        raise UnknownRowError(_unsaid(row, "how many", example))
     return int(found[1])
+
+
+def _unsaid(row: Row, what: str, example: str) -> str:
+    """Return the reason why a load is not understood, with one that is, of its number if any."""
+    word, *_ = example.split()
+    if re.fullmatch(r"\d+(\.\d*)?", row.load):
+        example = f"{word} {float(row.load):.15g}"
+    return f"load {row.load or '(none)'} does not say {what}: say `{example}`"
 
 
 def _rate(row: Row) -> float:
     number = r"(\d+(?:\.\d*)?)"
     found = re.search(rf"\brate {number}{WHOLE}|(?<![\w.,-]){number} req/s", row.load)
     if not found or not float(found[1] or found[2]):
-        raise UnknownRowError(f"load {row.load or '(none)'} does not say at what rate")
+        raise UnknownRowError(_unsaid(row, "at what rate", "rate 2.5"))
     return float(found[1] or found[2])
+
+
+SCENARIOS: Mapping[str, Callable[[Row], Workload]] = MappingProxyType(
+    {
+        "static_batch": _static,
+        "decode_bs1": _static,
+        "offline_max_load": _at_once,
+        "offline": _at_once,
+        "online_closed_loop": _users,
+        "online_serving": _online,
+        "mlperf_server": _server,
+        "mlperf_interactive": _server,
+        "mlperf_offline": _offline,
+    }
+)
+"""How requests came, by the names that tables have for it."""

@@ -9,7 +9,7 @@ import pytest
 
 from moesim.cost.affine import AffineCost, AffineParameters
 from moesim.cost.iteration import Cost
-from moesim.evidence.accuracy.causes import cause_of
+from moesim.evidence.accuracy.causes import cause_of, limit_of
 from moesim.evidence.accuracy.costs import Costs, Slower, SlowerCost
 from moesim.evidence.accuracy.course import simulated
 from moesim.evidence.accuracy.engines import engine_of
@@ -222,3 +222,16 @@ def test_a_cause_names_the_part_that_decides() -> None:
 def test_the_blocks_of_a_request_are_whole() -> None:
     course = simulated(_asked(), Flat())
     assert course.kv_blocks_each == ceil((100 + 50 - 1) / 64)
+
+
+def test_users_are_not_taken_for_the_engine() -> None:
+    """Eight users of an engine for a thousand sequences, and of one for four."""
+    row = replace(
+        ROW, tp=4, scenario="online_closed_loop", load="concurrency 8", software="vLLM 0.11"
+    )
+    experiment = figure_of(row).experiment
+    few = simulated(experiment, Costs("roofline"))
+    assert limit_of(few, experiment.workload) == "all 8 users at once"
+    small = replace(experiment, engine=replace(experiment.engine, max_num_seqs=4))
+    words = limit_of(simulated(small, Costs("roofline")), small.workload)
+    assert words == "4 at once, the engine's limit"

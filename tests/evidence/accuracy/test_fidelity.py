@@ -108,7 +108,7 @@ def test_copies_of_one_prompt_read_few_experts() -> None:
     """Argonne's TensorRT-LLM with Mixtral: one factor for all batches, from one to 64."""
     rows = _judged(source="argonne", model="Mixtral")
     figures = figures_of(rows[rows["software"] == "TensorRT-LLM"])
-    assert figures["rows"] == 104
+    assert figures["rows"] == 96  # eight of 104 are in two of its files
     assert figures["fitted_mape"] < 0.15
 
 

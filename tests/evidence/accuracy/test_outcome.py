@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,18 @@ from typer.testing import CliRunner
 
 from moesim.cli import app
 from moesim.errors import ScenarioError
+from moesim.evidence.accuracy.assumed import assumptions
 from moesim.evidence.accuracy.costs import Costs
 from moesim.evidence.accuracy.course import of_course
 from moesim.evidence.accuracy.experiments import figure_of
-from moesim.evidence.accuracy.factors import with_factors
-from moesim.evidence.accuracy.outcome import Choice, accuracy, family_of
+from moesim.evidence.accuracy.factors import factorless, with_factors
+from moesim.evidence.accuracy.outcome import Choice, accuracy, family_of, is_seen
 from moesim.evidence.accuracy.paces import Setting, simulated_with
 from moesim.evidence.accuracy.predictions import quantile
-from moesim.evidence.accuracy.summary import like_entries, summaries
+from moesim.evidence.accuracy.summary import BY_MODEL, factors_of, like_entries, summaries
 from moesim.evidence.accuracy.table import COLUMNS, read_table
-from moesim.evidence.accuracy.wording import like_words
+from moesim.evidence.accuracy.wording import basis_words, like_words, summary_row
+from tests.evidence.accuracy.test_understanding import ROW
 
 LENGTHS = ((5000, 500), (20000, 2000), (2048, 2048), (128, 4096), (3000, 600), (3000, 300))
 
@@ -81,7 +84,7 @@ def _rows(measured: list[float]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "software": "e",
-            "gpu": "g",
+            "device": "g",
             "isl": range(count),
             "osl": 1,
             "kind": "rate",
@@ -101,9 +104,10 @@ def test_a_row_has_no_say_in_its_own_factor() -> None:
 
 
 def test_rows_of_the_same_lengths_are_judged_together() -> None:
-    measured = [50.0] * 8 + [25.0] * 8
-    rows = with_factors(_rows(measured).assign(isl=[1] * 8 + [2] * 8))
-    assert rows["factor"].tolist() == pytest.approx([4.0] * 8 + [2.0] * 8)
+    """Twice and four times as long: the median of as many of both lies between, by logarithms."""
+    measured = [50.0] * 8 + [25.0] * 16
+    rows = with_factors(_rows(measured).assign(isl=[1] * 8 + [2] * 8 + [3] * 8))
+    assert rows["factor"].tolist() == pytest.approx([4.0] * 8 + [8**0.5] * 16)
 
 
 def test_latencies_scale_the_other_way() -> None:
@@ -124,6 +128,50 @@ def test_first_tokens_have_no_say_but_an_interval_of_their_own() -> None:
 
 def test_few_rows_have_no_factor() -> None:
     assert with_factors(_rows([50.0] * 5))["factor"].isna().all()
+
+
+def test_two_pairs_of_lengths_have_no_factor_and_that_is_said() -> None:
+    rows = with_factors(_rows([50.0] * 16).assign(isl=[1] * 8 + [2] * 8))
+    assert rows["factor"].isna().all()
+    (said,) = factorless(rows)
+    assert said.startswith("e on g has 16 rates or times per token, of 2 pairs")
+    assert "needs 3 pairs, and beside the rows of each pair 5 of others" in said
+    assert factorless(with_factors(_rows([50.0] * 8))) == []
+
+
+def test_one_device_has_one_factor_whatever_it_is_called(tmp_path: Path) -> None:
+    """Three pairs of lengths under each of two names: neither alone has five rows beside a pair."""
+    path = tmp_path / "t.csv"
+    names = ["H100-SXM-80GB", "NVIDIA H100 80GB HBM3"]
+    _written(path, [_row(names[n % 2], *lengths, 1.0) for n, lengths in enumerate(LENGTHS)])
+    found = accuracy(path, Choice(), profile="roofline")
+    assert found.rows["factor"].notna().all()
+    assert list(factors_of(found.rows)["device"]) == ["h100-sxm-80gb"]
+
+
+def test_what_does_not_judge_has_its_say_in_factors_alone() -> None:
+    """All are half as fast; every other was found on."""
+    rows = with_factors(_rows([50.0] * 10)).assign(judged=[True, False] * 5)
+    for way in ("", "roofline_", "fitted_"):
+        rows = rows.assign(**{f"{way}error": 0.0, f"{way}inside": True})
+    (factor,) = factors_of(rows).to_dict("records")
+    assert (factor["rows"], factor["folds"], factor["factor"]) == (5, 10, pytest.approx(2.0))
+    assert factors_of(rows.assign(judged=False)).empty
+
+
+def test_it_is_said_of_how_many_rows_a_factor_is() -> None:
+    ways = ("", "roofline_", "fitted_")
+    rows = pd.DataFrame(
+        {
+            **dict.fromkeys(BY_MODEL, "f"),
+            **{f"{way}error": [0.1, -0.3] for way in ways},
+            **{f"{way}inside": [True, False] for way in ways},
+            "fitted_error": [0.1, np.nan],
+        },
+        index=[0, 1],
+    )
+    (row,) = summaries(rows, BY_MODEL).to_dict("records")
+    assert "10.0 % (of 1)" in summary_row(row)
 
 
 def test_intervals_of_factors_hold_nine_in_ten() -> None:
@@ -236,12 +284,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert "Datasheet rooflines, nothing measured" in told.output
     assert "2  gpu L4-24GB is not known" in told.output
     text = report.read_text()
-    assert "| 2 | gpu L4-24GB is not known |" in text
+    assert "| 2 | gpu L4-24GB is not known" in text
     assert text.count("| Mixtral-8x7B |") == 6 + 6 + 1  # the worst, all, and their sum
     printed = runner.invoke(app, ["accuracy", str(path), "--profile", "roofline", "--json"])
     content = json.loads(printed.output)
     assert len(content["rows"]) == 6
-    assert content["left_out"] == {"gpu L4-24GB is not known": 2}
+    assert list(content["left_out"].values()) == [2]
 
 
 def test_every_row_is_predicted_or_left_out_for_a_reason(tmp_path: Path) -> None:
@@ -271,3 +319,76 @@ def test_a_broken_table_is_one_line_and_two(tmp_path: Path) -> None:
     assert told.exit_code == 2
     assert "t.csv: line 2, column value: 'quick'" in told.stderr
     assert len(told.stderr.strip().splitlines()) == 1
+
+
+def test_nothing_predicted_is_one_line_and_two(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    _written(path, [_row("B9000", 128, 128, 1.0), _row("L4-24GB", 128, 128, 1.0)])
+    told = CliRunner().invoke(app, ["accuracy", str(path)])
+    assert told.exit_code == 2
+    assert "none of 2 rows could be predicted: gpu B9000 is not known" in told.stderr
+    assert "(and 1 other reasons)" in told.stderr
+    assert len(told.stderr.strip().splitlines()) == 1
+
+
+def test_reports_are_pages_or_markdown(tmp_path: Path) -> None:
+    """Anything else is refused before any work, even before the table is read."""
+    report = tmp_path / "a.pdf"
+    told = CliRunner().invoke(app, ["accuracy", str(tmp_path / "no.csv"), "--report", str(report)])
+    assert told.exit_code == 2
+    assert "ends in neither .html nor .md" in told.stderr
+
+
+def test_only_what_concerns_its_rows_is_said(tmp_path: Path) -> None:
+    found = accuracy(_table(tmp_path / "t.csv"), Choice(), profile="roofline")
+    said = " ".join(assumptions(found.rows))
+    assert "published maximum loads" in said
+    for other in ("MLPerf", "InferenceMAX", "Argonne", "over PCIe", "vLLM", "Closed", "Kernels"):
+        assert other not in said
+    rows = found.rows.assign(scenario="mlperf_server_closed", device="l40s-48gb")
+    said = " ".join(assumptions(rows))
+    assert "MLPerf" in said
+    assert "over PCIe" in said
+
+
+def test_reckoned_experts_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    batch = {"scenario": "static_batch", "load": "batch 4", "metric": "mean_e2e_s"}
+    row = _row("A100-SXM4-80GB", 128, 32, 1.0) | batch | {"software": "vLLM 0.11"}
+    _written(path, [row | {"precision": "AWQ"}, row])
+    words = "a100-sxm-80gb: kernels (a100-sxm-80gb)"
+    assert basis_words(accuracy(path, Choice())) == f"{words}, experts in int4 reckoned"
+    assert basis_words(accuracy(path, Choice(), profile="roofline")).endswith("(roofline)")
+    _written(path, [row])
+    assert basis_words(accuracy(path, Choice())) == words
+
+
+def test_a_figure_given_twice_counts_once(tmp_path: Path) -> None:
+    """Of one source, under another note and file; another source's is another measurement."""
+    path = tmp_path / "t.csv"
+    row = _row("H100-SXM-80GB", 128, 128, 1.0)
+    twice = row | {"source": "somebody: other.csv", "note": "again"}
+    _written(path, [row, twice, row | {"source": "else"}, row | {"value": "2"}])
+    found = accuracy(path, Choice(), profile="roofline")
+    assert list(found.rows["line"]) == [2, 4, 5]
+    assert found.left_out == {"given twice by one source": 1}
+
+
+def test_servers_without_an_offline_run_are_left_out(tmp_path: Path) -> None:
+    """Nothing tells their pace: kernels alone are several times too fast."""
+    path = tmp_path / "t.csv"
+    server = {
+        "tp": "1", "precision": "FP8", "isl": "", "osl": "", "load": "50 req/s target",
+        "scenario": "mlperf_server_closed", "metric": "tpot_mean_ms", "software": "TensorRT 10.2.0",
+    }  # fmt: skip
+    _written(path, [_row("H100-SXM-80GB", 1, 1, 100.0) | server])
+    found = accuracy(path, Choice())
+    assert found.rows.empty
+    assert list(found.left_out) == ["no offline run of this entry or its kin tells its pace"]
+
+
+def test_rows_with_which_collectives_were_chosen_do_not_judge() -> None:
+    row = replace(ROW, gpu="L40S-48GB", tp=4, precision="FP16", note="")
+    assert is_seen(figure_of(row))
+    assert not is_seen(figure_of(replace(row, tp=2)))
+    assert not is_seen(figure_of(replace(row, gpu="A100-SXM4-80GB")))

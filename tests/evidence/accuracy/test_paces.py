@@ -240,7 +240,7 @@ def test_a_cause_is_looked_for_at_the_pace_of_its_machine(fit: Fit) -> None:
     figure = _of(fit, "logs/one/Server")
     settings = fit.settings[figure]
     slower = Slower.all_by(settings.likeliest.pace)
-    batch = limit_of(simulated(figure.experiment, COSTS, slower=slower))
+    batch = limit_of(simulated(figure.experiment, COSTS, slower=slower), figure.experiment.workload)
     assert cause_of(figure, 50.0, COSTS, settings).batch == batch
     assert cause_of(figure, 50.0, COSTS).batch != batch
 

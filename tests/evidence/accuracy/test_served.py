@@ -7,6 +7,7 @@ import pytest
 
 from moesim.cost.affine import AffineCost, AffineParameters
 from moesim.cost.iteration import Cost
+from moesim.cost.kernels.uncertainty import added
 from moesim.evidence.accuracy.costs import Costs
 from moesim.evidence.accuracy.engines import engine_of
 from moesim.evidence.accuracy.experiments import System, figure_of
@@ -153,3 +154,12 @@ def test_copies_of_one_prompt_choose_the_same_experts() -> None:
 def test_a_profile_of_copies_has_shares_that_add_up() -> None:
     profile = Costs("roofline")._profiles(FIGURE.experiment.system, 2048, 64)
     assert sum(routed_alike(profile).router.popularity[0]) == pytest.approx(2.0)
+
+
+def test_rows_are_known_under_other_spellings() -> None:
+    row = replace(ROW, model="Llama-3.1-8B", gpu="H100-SXM-80GB", osl=128.0)
+    spelled = replace(row, model="meta-llama/Llama-3.1-8B-Instruct", gpu="NVIDIA H100 80GB HBM3")
+    for software in ("TensorRT-LLM 0.14", "TensorRT-LLM v0.14.0", "tensorrt-llm-0.14"):
+        assert found_on(replace(spelled, software=software))
+    assert not found_on(replace(spelled, software="TensorRT-LLM 0.15"))
+    assert len(added("TensorRT-LLM v0.14.0")) == len(added("TensorRT-LLM 0.14")) < len(added())

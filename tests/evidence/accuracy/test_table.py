@@ -34,6 +34,23 @@ def test_columns_come_in_any_order_and_under_their_other_name(tmp_path: Path) ->
     assert (row.load, row.n_gpus) == ("inf", 8)
 
 
+def test_columns_come_in_any_case(tmp_path: Path) -> None:
+    path = _written(tmp_path / "t.csv")
+    header, rest = path.read_text().split("\n", 1)
+    path.write_text(f"{header.title()}\n{rest}")
+    (row,) = read_table(path)
+    assert (row.gpu, row.isl) == ("H100", 128)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_other_marks_than_commas_are_one_short_line(tmp_path: Path, mark: str) -> None:
+    path = _written(tmp_path / "t.csv")
+    path.write_text(path.read_text().replace(",", mark))
+    with pytest.raises(ScenarioError, match="part them by commas") as wrong:
+        read_table(path)
+    assert len(str(wrong.value)) < len(str(path)) + 60
+
+
 def test_what_is_empty_is_not_known(tmp_path: Path) -> None:
     (row,) = read_table(_written(tmp_path / "t.csv", tp="", isl="", ep="0"))
     assert (row.tp, row.isl, row.ep) == (None, None, None)

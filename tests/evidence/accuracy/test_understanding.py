@@ -1,19 +1,25 @@
 """What a table's words mean: models, GPUs, metrics, engines, ranks and workloads."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from moesim.evidence.accuracy.builds import reckoned
+from moesim.evidence.accuracy.costs import Costs
+from moesim.evidence.accuracy.course import simulated
 from moesim.evidence.accuracy.engines import engine_of
 from moesim.evidence.accuracy.experiments import figure_of, understood
 from moesim.evidence.accuracy.metrics import metric_of
 from moesim.evidence.accuracy.mixtral import MIXTRAL_ANSWERS, MIXTRAL_MEAN, mixtral_answers
 from moesim.evidence.accuracy.names import UnknownRowError, device_of, model_of
+from moesim.evidence.accuracy.served import EXECUTOR_0, SESSION_2024, VLLM_2024
 from moesim.evidence.accuracy.table import Row
 from moesim.evidence.accuracy.workloads import workload_of
+from moesim.serving.policies import POLICIES
 
 ROW = Row(
     line=2,
@@ -116,8 +122,31 @@ def test_other_metrics_are_not_known(name: str) -> None:
         ({"gpu": "L4-24GB"}, "gpu L4-24GB is not known"),
         ({"precision": "FP4"}, "precision FP4 is not modelled"),
         ({"gpu": "A100-SXM4-80GB"}, "a100-sxm-80gb has no fp8"),
-        ({"software": "llama.cpp"}, "software llama.cpp is not modelled"),
-        ({"scenario": "training"}, "scenario training is not known"),
+        ({"model": "mixtral-8x7b-ft"}, "not known: nearest are mixtral-8x7b, mixtral-8x22b"),
+        ({"gpu": "H100-SX"}, "nearest are h100-sxm-80gb"),
+        ({"metric": "e2e"}, "nearest are mean_e2e_s, mean_e2e_ms"),
+        ({"precision": "W8A8"}, "one of FP16, BF16, FP8, INT8, INT4, W8A16, W4A16, AWQ"),
+        ({"software": "llama.cpp"}, "not modelled: one of TensorRT-LLM, vLLM, SGLang, gpt-fast"),
+        ({"scenario": "online"}, "scenario online is not known: one of static_batch, "),
+        (
+            {"scenario": "online_serving", "load": "4.0"},
+            "load 4.0 does not say at what rate: say `rate 4`",
+        ),
+        ({"scenario": "online_closed_loop", "load": "32"}, "say `concurrency 32`"),
+        (
+            {"scenario": "static_batch", "load": ""},
+            "load (none) does not say how many: say `batch 8`",
+        ),
+        ({"software": "vLLM 0.3.3"}, "vLLM had no kernel for experts in fp8 yet"),
+        (
+            {
+                "software": "TensorRT-LLM 0.9",
+                "scenario": "static_batch",
+                "load": "batch 8",
+                "isl": 512.0,
+            },
+            "how 0.9 routed answers to 129 to 2,047 tokens is not known",
+        ),
         ({"tp": None}, "tp is not given"),
         ({"tp": 3}, "cannot be divided"),
         ({"isl": None}, "isl is not given"),
@@ -226,3 +255,67 @@ def test_engines_are_built_for_what_the_cache_holds() -> None:
     assert reckoned(250.9, 1000, 1000) == (256, 2048)
     assert reckoned(1e6, 2048, 128) == (4096, 16384)
     assert reckoned(1, 128, 128) == (64, 2048)
+
+
+@pytest.mark.parametrize(
+    ("software", "policy", "sequences"),
+    [
+        ("vLLM", "chunked_prefill", 1024),
+        ("vLLM (CUDA 12.1)", "chunked_prefill", 1024),
+        ("vLLM v1", "chunked_prefill", 1024),
+        ("vLLM 0.8.0", "chunked_prefill", 1024),
+        ("vLLM 0.7.3", "prefill_priority", 256),
+        ("vllm-0.5.4.post1", "prefill_priority", 256),
+        ("vLLM v0.4.0", "prefill_priority", 256),
+        ("vLLM 0.3.3", "padded_prefill", 256),
+        ("vLLM 0.2.1", "padded_prefill", 256),
+        ("vLLM 0.1.7", "prefill_priority", 256),
+    ],
+)
+def test_schedulers_of_vllm(software: str, policy: str, sequences: int) -> None:
+    engine = engine_of(software, "online_serving")
+    assert engine.policy is POLICIES[policy]
+    assert engine.max_num_seqs == sequences
+    assert engine_of(software, "static_batch").policy.chunked
+
+
+def test_the_first_vllm_takes_its_context_at_once() -> None:
+    """Mixtral's 32,768 tokens; of Llama 3.1's 131,072 as many."""
+    row = replace(ROW, scenario="online_serving", load="rate 1 n 3", precision="FP16")
+    for model in ("Mixtral-8x7B", "Llama-3.1-8B"):
+        figure = figure_of(replace(row, software="vLLM 0.5.4", model=model))
+        assert simulated(figure.experiment, Costs("roofline")).limits.max_batched_tokens == 32768
+
+
+def test_older_engines_are_the_same_in_every_scenario() -> None:
+    """Kernels and hosts belong to a version, however it is written."""
+    for software in ("TensorRT-LLM 0.9.0", "TensorRT-LLM v0.9.0", "tensorrt-llm 0.8"):
+        batch, served = (engine_of(software, name) for name in ("static_batch", "offline"))
+        assert (batch.earlier, batch.gathered) == (served.earlier, served.gathered)
+        assert (batch.wide_experts, served.wide_experts) == (True, True)
+        assert (batch.made is None, served.made is None) == (False, True)
+    assert engine_of("TensorRT-LLM 1.0.9", "static_batch").earlier is None
+    assert engine_of("TensorRT-LLM (CUDA 12.4)", "static_batch").host is SESSION_2024
+    assert engine_of("vLLM 0.5.4", "online_serving").host is VLLM_2024
+    assert engine_of("vLLM", "online_serving").host is None
+
+
+def test_backends_of_tensorrt_llm() -> None:
+    torch = engine_of("TensorRT-LLM 0.21 (PyTorch backend)", "offline")
+    assert (torch.host, torch.block_size) == (None, 32)
+    cpp = engine_of("TensorRT-LLM 1.0 (TensorRT backend)", "offline")
+    assert (cpp.host, cpp.block_size) == (EXECUTOR_0, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("W4A16", "int4"), ("awq", "int4"), ("W8A16", "int8")]
+)
+def test_formats_of_weights_alone(name: str, weights: str) -> None:
+    row = replace(ROW, precision=name, software="vLLM 0.11")
+    assert figure_of(row).experiment.system.precision.experts == weights
+
+
+def test_a_config_file_is_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(model_of("Mixtral-8x7B").to_config() | {"num_hidden_layers": 16}))
+    assert figure_of(replace(ROW, model=str(path))).experiment.system.spec.num_hidden_layers == 16
