@@ -32,7 +32,7 @@ the PyTorch backend of 1.0.
 import re
 from dataclasses import dataclass, replace
 
-from moesim.evidence.accuracy.earlier import UNTUNED, Earlier
+from moesim.evidence.accuracy.earlier import TRITON_2024, UNTUNED, Earlier
 from moesim.evidence.accuracy.names import UnknownRowError
 from moesim.evidence.accuracy.routing import RANDOM_0_9, Made
 from moesim.evidence.accuracy.served import (
@@ -164,7 +164,7 @@ def _vllm(name: str, scenario: str) -> Engine:
     return Engine(
         name="vLLM",
         host=VLLM_2024 if old or (version == (0, 0) and whole) else None,
-        earlier=Earlier(nccl=True, tile=tile) if early else None,
+        earlier=Earlier(flop_per_s=TRITON_2024, tile=tile, nccl=True) if early else None,
         only_wide_experts=early,
         policy=POLICIES[_vllm_policy(served)],
         block_size=16,

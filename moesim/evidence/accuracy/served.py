@@ -9,6 +9,7 @@ judged (`FOUND_ON`), and checked on all others:
 | the host of TensorRT-LLM's Python session | the same | the same |
 | sequences in TensorRT-LLM 0's C++ runtime | Llama, answers of 128 tokens | Mixtral |
 | how many Mixtral was built for (`builds`) | A100-SXM, L40S | H100, A100 over PCIe |
+| experts of vLLM before 0.4 on A100 | Mixtral, 32 prompts, tuned tiles | its other batches |
 | attention of TensorRT-LLM 0.9 | Mistral 7B on H100 | Mistral 7B on H200 and A100 |
 | its experts on Hopper | Mixtral's first token on H100 | the others of Mixtral on H100 |
 | how made-up prompts were routed (`routing`) | two times of Mixtral on A100 | its others, H100 |
@@ -116,6 +117,7 @@ FOUND_ON: tuple[dict[str, object], ...] = (
         for gpu in ("A100-SXM4-80GB", "H100-SXM-80GB", "H200-SXM-141GB")
         for model in ("Llama-3.1-8B", "Llama-3.1-70B")
     ),
+    {"software": "vLLM 0.3.3, tuned tiles", "gpu": "A100-SXM4-80GB", "load": "batch 32"},
     *({**_BUILT_0_14, "gpu": gpu} for gpu in ("A100-SXM4-80GB", "L40S-48GB")),
 )
 """The rows on which these figures were found."""

@@ -1,4 +1,4 @@
-"""Small batches as published: vLLM of early 2024 and gpt-fast, of which nothing was fitted."""
+"""Small batches as published: vLLM of early 2024, of which one does not judge, and gpt-fast."""
 
 from pathlib import Path
 
@@ -16,16 +16,15 @@ def rows() -> pd.DataFrame:
 
 
 def test_every_row_is_predicted(rows: pd.DataFrame) -> None:
-    assert len(rows) == len(TABLE.read_text().splitlines()) - 1 == 27
+    """All judge but the one on which a rate was found."""
+    assert len(rows) + 1 == len(TABLE.read_text().splitlines()) - 1 == 27
 
 
 def test_one_and_more_sequences_on_two_a100(rows: pd.DataFrame) -> None:
     """0.762 s for one request to 7.537 s for 64, with tuned tiles."""
     tuned = rows[rows["software"].str.contains("tuned tiles")]
-    assert len(tuned) == 7
-    many = tuned["load"].isin(["batch 32", "batch 64"])  # beyond the table's 16,384 tokens
-    assert tuned[~many]["error"].abs().max() < 0.06
-    assert tuned[many]["error"].abs().max() < 0.15
+    assert len(tuned) == 6
+    assert tuned["error"].abs().max() < 0.10
 
 
 def test_tiles_that_nobody_tuned_and_nccl(rows: pd.DataFrame) -> None:
