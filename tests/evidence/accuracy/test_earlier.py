@@ -9,6 +9,7 @@ from moesim.evidence.accuracy.costs import Costs
 from moesim.evidence.accuracy.earlier import (
     CACHE_BYTES_PER_S,
     NCCL_S,
+    TRITON_2024,
     UNTUNED,
     Earlier,
     Tile,
@@ -99,8 +100,9 @@ def test_what_is_changed_is_extrapolated() -> None:
 
 
 def test_who_had_them() -> None:
-    assert engine_of("vLLM 0.2.7", "static_batch").earlier == Earlier(tile=UNTUNED, nccl=True)
-    assert engine_of("vLLM 0.3.3, tuned tiles", "static_batch").earlier == Earlier(nccl=True)
+    early = Earlier(flop_per_s=TRITON_2024, nccl=True)
+    assert engine_of("vLLM 0.2.7", "static_batch").earlier == replace(early, tile=UNTUNED)
+    assert engine_of("vLLM 0.3.3, tuned tiles", "static_batch").earlier == early
     for later in ("vLLM", "vLLM 0.4.0", "vllm 0.12.0", "TensorRT-LLM 0.14"):
         assert engine_of(later, "static_batch").earlier is None
 
